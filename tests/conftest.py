@@ -1,0 +1,6 @@
+"""One thread for every native library: two test workers on two cores starve each other's OpenMP barriers."""
+
+import os
+
+for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[variable] = "1"  # read when torch and numpy load, so set before any test imports them

@@ -1,0 +1,132 @@
+"""The video VAE: what depends on what, lengths, strict loading, training, how well shipped weights do."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from uniavgen_cli.codecs import video_vae
+from uniavgen_cli.codecs.video_vae import VideoVAE, VideoVAEConfig
+from uniavgen_cli.errors import WeightsError
+from uniavgen_cli.training import trainer, vae_stage
+
+BLOCKS = (1, 0, 1)
+TINY = VideoVAEConfig(latent_channels=4, widths=(8, 12, 16), encoder_blocks=BLOCKS, decoder_blocks=BLOCKS)
+SHIPPED = Path(__file__).parent.parent / "weights" / "nano" / "video_vae.safetensors"
+
+
+@pytest.fixture
+def vae() -> VideoVAE:
+    """A tiny VAE whose every weight matters: no branch starts at zero."""
+    torch.manual_seed(0)
+    vae = VideoVAE(TINY)
+    for parameter in vae.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return vae.eval()
+
+
+@pytest.mark.parametrize("num_frames", [1, 5, 13])
+def test_shapes(vae: VideoVAE, num_frames: int) -> None:
+    frames = torch.rand(2, 3, num_frames, 32, 64) * 2 - 1
+    latents = vae.encode(frames)
+    assert latents.shape == (2, 4, 1 + num_frames // 4, 2, 4)
+    decoded = vae.decode(3 * latents)
+    assert decoded.shape == frames.shape
+    assert decoded.abs().max() <= 1
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 4, 32, 32), (1, 3, 5, 40, 32)])
+def test_wrong_shapes_are_named(vae: VideoVAE, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="4 frames|40x32"):
+        vae.encode(torch.zeros(shape))
+
+
+def test_wrong_config() -> None:
+    with pytest.raises(ValueError, match="widths"):
+        VideoVAEConfig(widths=(8, 16))
+
+
+def test_a_latent_frame_sees_its_own_four_frames(vae: VideoVAE) -> None:
+    frames = torch.zeros(1, 3, 13, 32, 32, requires_grad=True)
+    for i, own in enumerate((range(0, 1), range(1, 5), range(5, 9), range(9, 13))):
+        (gradient,) = torch.autograd.grad(vae.encode(frames)[:, :, i].sum(), frames)
+        assert set(gradient.abs().sum((0, 1, 3, 4)).nonzero().flatten().tolist()) == set(own)
+
+
+def test_the_decoder_looks_back_never_ahead(vae: VideoVAE) -> None:
+    latents = torch.randn(1, 4, 5, 2, 2, requires_grad=True)
+    frames = vae.decoder(latents)
+    (gradient,) = torch.autograd.grad(frames[:, :, 9:13].sum(), latents)  # the group of latent frame 3
+    assert set(gradient.abs().sum((0, 1, 3, 4)).nonzero().flatten().tolist()) == {1, 2, 3}
+
+
+def test_a_still_picture_has_one_latent(vae: VideoVAE) -> None:
+    frames = torch.rand(1, 3, 1, 32, 32).expand(-1, -1, 5, -1, -1)
+    latents = vae.encode(frames)
+    assert torch.allclose(latents[:, :, 0], latents[:, :, 1], atol=1e-6)
+
+
+def test_chunks_change_nothing(vae: VideoVAE, monkeypatch: pytest.MonkeyPatch) -> None:
+    latents = torch.randn(2, 4, 7, 2, 2)
+    whole = vae.decode(latents)
+    monkeypatch.setattr(video_vae, "UPSCALE_CHUNK", 2)
+    assert torch.allclose(vae.decode(latents), whole, atol=1e-6)
+
+
+def test_loading_is_strict(vae: VideoVAE, tmp_path: Path) -> None:
+    state = {name: value.contiguous() for name, value in vae.state_dict().items()}
+    save_file(state, tmp_path / "good.safetensors")
+    loaded = VideoVAE.load(tmp_path / "good.safetensors", TINY)
+    latents = torch.randn(1, 4, 2, 2, 2)
+    assert torch.equal(loaded.decode(latents), vae.decode(latents))
+
+    state.pop("encoder.stem.bias")
+    save_file(state, tmp_path / "lacking.safetensors")
+    with pytest.raises(WeightsError, match="encoder.stem.bias"):
+        VideoVAE.load(tmp_path / "lacking.safetensors", TINY)
+    with pytest.raises(WeightsError, match="can't read"):
+        VideoVAE.load(tmp_path / "missing.safetensors", TINY)
+
+
+def test_batches_follow_from_the_step() -> None:
+    first, again, other = (vae_stage.batch(step, latent_frames=4) for step in (3, 3, 4))
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert first["frames"].shape != other["frames"].shape or not torch.equal(first["frames"], other["frames"])
+    assert first["frames"].abs().max() <= 1
+    assert first["weight"].max() >= vae_stage.MOUTH_WEIGHT
+
+
+def test_training_learns_and_exports_normalised_latents(tmp_path: Path) -> None:
+    stage = vae_stage.vae_stage(TINY, steps=30, lr=3e-3, latent_frames=3, dtype=torch.float32)
+    held_out = vae_stage.batch(1000, latent_frames=4)
+    with torch.no_grad():
+        before = vae_stage.loss(stage.module, held_out, 0)
+    assert trainer.run(stage, tmp_path)
+    with torch.no_grad():
+        after = vae_stage.loss(stage.module, held_out, 0)
+    assert all(value.shape == (len(held_out["frames"]),) for value in after.values())
+    assert after["pixel"].mean() < 0.8 * before["pixel"].mean()
+
+    vae = VideoVAE.load(tmp_path / "video_vae.safetensors", TINY)
+    clips = [vae_stage.speaker_clip(vae_stage.HELD_OUT + 1000 + i, 5, 128, 128)[0] for i in range(8)]
+    frames = torch.from_numpy(np.stack(clips)).permute(0, 4, 1, 2, 3) / 127.5 - 1
+    with torch.inference_mode():
+        latents = vae.encode(frames)
+    assert latents.mean().abs() < 0.3
+    assert 0.7 < latents.std() < 1.4
+
+
+def test_shipped_weights_keep_faces_and_mouths() -> None:
+    vae = VideoVAE.load(SHIPPED, VideoVAEConfig())
+    whole, mouth = [], []
+    for i in range(4):
+        clip, weight = vae_stage.speaker_clip(vae_stage.HELD_OUT + 2000 + i, 9, 128, 128)
+        with torch.inference_mode():
+            frames = torch.from_numpy(clip).permute(3, 0, 1, 2)[None] / 127.5 - 1
+            error = (vae.decode(vae.encode(frames)) - frames).square().mean(1)[0] / 4
+        whole.append(-10 * error.mean().log10())
+        mouth.append(-10 * error[torch.from_numpy(weight) == vae_stage.MOUTH_WEIGHT].mean().log10())
+    assert np.mean(whole) > 29
+    assert np.mean(mouth) > 25

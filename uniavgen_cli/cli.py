@@ -1,0 +1,105 @@
+"""The `uniavgen` command: registers the commands and turns errors into one line and an exit code."""
+
+import errno
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from typer.main import get_command
+
+from uniavgen_cli import __version__
+from uniavgen_cli.commands import _output, data, doctor, info, presets, train, weights
+from uniavgen_cli.commands.animate import animate
+from uniavgen_cli.commands.continue_ import continue_
+from uniavgen_cli.commands.dub import dub
+from uniavgen_cli.commands.generate import generate
+from uniavgen_cli.errors import Interrupted, OutOfMemoryError, OutputError, UniAVGenError, UsageError
+
+app = typer.Typer(
+    name="uniavgen",
+    add_completion=False,
+    rich_markup_mode=None,  # plain help: readable without colour, and quicker
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        _output.data(f"uniavgen {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def uniavgen(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Make a person's picture and voice together.
+
+    \b
+    Examples:
+      uniavgen generate --prompt 'A man with a grey beard says "Welcome to the show."'
+      uniavgen doctor
+    """
+    if context.invoked_subcommand is None:
+        _output.data(context.get_help())
+
+
+app.command("generate")(generate)
+app.command("dub")(dub)
+app.command("animate")(animate)
+app.command("continue")(continue_)
+app.command("info")(info.info)
+app.command("doctor")(doctor.doctor)
+app.add_typer(presets.app, name="presets")
+app.add_typer(weights.app, name="weights")
+app.add_typer(data.app, name="data")
+app.command("train")(train.train)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line (by default the process's own) and return its exit code."""
+    _output.show_warnings()
+    if not _output.debug():
+        warnings.simplefilter("ignore")  # other libraries' notes to developers
+    try:
+        code = get_command(app).main(args=arguments, prog_name="uniavgen", standalone_mode=False)
+        # typer answers Ctrl-C with a code or with Abort, depending on its version
+        if code == Interrupted.exit_code:
+            raise KeyboardInterrupt
+        return code if isinstance(code, int) else 0
+    except BrokenPipeError:
+        sys.stdout = None  # the reader has gone: nothing is left to flush to
+        return 1
+    except (Exception, KeyboardInterrupt) as error:
+        if _output.debug():
+            import traceback
+
+            traceback.print_exc()
+        known = _known(error)
+        _output.fail(known)
+        return known.exit_code
+
+
+def _known(error: BaseException) -> UniAVGenError:
+    """Any exception as one that says what to do next."""
+    if isinstance(error, UniAVGenError):
+        return error
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        return Interrupted("interrupted")
+    if hasattr(error, "format_message"):  # typer's usage errors; their class differs between versions
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "uniavgen"
+        return UsageError(error.format_message().rstrip("."), f"`{command} --help` lists its options")
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, by name
+        return OutOfMemoryError("out of memory", "take a smaller --size or a shorter --duration, or -n 1")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutputError("no space left on the disk", "make room, or write elsewhere with -o")
+    reason = str(error).splitlines()[0] if str(error) else "no reason given"
+    return UniAVGenError(
+        f"{type(error).__name__}: {reason}", "this is a defect of uniavgen; UNIAVGEN_DEBUG=1 shows where"
+    )

@@ -1,0 +1,1 @@
+"""One thin file a command; nothing here imports torch or numpy at module level."""

@@ -1,0 +1,269 @@
+"""The YAML edge: a preset is read, derived (`extends`), overridden and checked. No torch."""
+
+import difflib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from uniavgen_cli.errors import UsageError, WeightsError
+from uniavgen_cli.shapes import SIZE_MULTIPLE, TEMPORAL_STRIDE
+
+PACKAGE = Path(__file__).resolve().parent
+DEFAULT_PRESET = "nano"
+ENVIRONMENT = {  # a flag beats these, these beat the preset
+    "UNIAVGEN_DEVICE": "runtime.device",
+    "UNIAVGEN_DTYPE": "runtime.dtype",
+    "UNIAVGEN_ATTENTION": "runtime.attention",
+}
+OWN_KEYS = ("name", "extends", "about")  # a preset says these itself, it doesn't derive them
+
+
+def _frames(value: int) -> int:
+    if value % TEMPORAL_STRIDE != 1:
+        raise ValueError(f"{value} is not 1 + {TEMPORAL_STRIDE}k")
+    return value
+
+
+def _side(value: int) -> int:
+    if value < SIZE_MULTIPLE or value % SIZE_MULTIPLE:
+        raise ValueError(f"{value} is not a multiple of {SIZE_MULTIPLE}")
+    return value
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Clip(_Section):
+    """The clips the weights were taught; one model window holds at most `max_frames`."""
+
+    fps: int = Field(16, gt=0)
+    sample_rate: int = Field(24_000, gt=0)
+    max_frames: Annotated[int, AfterValidator(_frames)] = 81
+    min_frames: Annotated[int, AfterValidator(_frames)] = 17
+    short_side: Annotated[int, AfterValidator(_side)]
+
+
+class Sampling(_Section):
+    """How a clip is sampled; a guidance of 1 is none, `face_prior` 0 leaves the face mask alone."""
+
+    steps: int = Field(ge=1, le=1000)
+    shift: float = Field(5.0, gt=0)
+    video_guidance: float = Field(1.0, ge=0)
+    audio_guidance: float = Field(1.0, ge=0)
+    modality_guidance_fraction: float = Field(0.5, ge=0, le=1)
+    skip_block: int | None = Field(None, ge=0)
+    face_prior: float = Field(0.0, ge=0)
+
+
+class Runtime(_Section):
+    """Where it runs; `auto` is chosen by rule, and `uniavgen doctor` says why."""
+
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    attention: Literal["auto", "sdpa", "xformers"] = "auto"
+
+
+class Preset(_Section):
+    """One size of the model: its configuration, its weights and how it samples.
+
+    `model`, `video_vae`, `vocoder` and `caption` are the keyword arguments of their config dataclasses;
+    `train` is the recipe of a part, only in presets for `uniavgen train`.
+    """
+
+    name: str
+    about: str
+    extends: str | None = None
+    weights: str
+    needs_face: bool
+    model: dict[str, Any]
+    video_vae: dict[str, Any]
+    vocoder: dict[str, Any]
+    caption: dict[str, Any]
+    clip: Clip
+    sampling: Sampling
+    runtime: Runtime = Field(default_factory=Runtime)
+    train: dict[str, Any] | None = None
+
+
+def presets_dir() -> Path:
+    """The folder of the presets: beside the package in a source checkout, inside it in an installed wheel."""
+    return _resources("presets")
+
+
+def weights_dir() -> Path:
+    """The folder that holds one folder of weights a name; UNIAVGEN_WEIGHTS names another."""
+    elsewhere = os.environ.get("UNIAVGEN_WEIGHTS")
+    return Path(elsewhere).expanduser() if elsewhere else _resources("weights")
+
+
+def _resources(name: str) -> Path:
+    checkout = PACKAGE.parent
+    if (checkout / "pyproject.toml").is_file() and (checkout / name).is_dir():
+        return checkout / name
+    return PACKAGE / f"_{name}"
+
+
+def preset_names() -> list[str]:
+    """The built-in presets, by name."""
+    return sorted(path.stem for path in presets_dir().glob("*.yaml"))
+
+
+def load_preset(name_or_path: str | Path = DEFAULT_PRESET, overrides: Sequence[str] = ()) -> Preset:
+    """The preset of that name or YAML file, with `overrides` ("sampling.steps=10") over the environment's.
+
+    Raises UsageError for an unknown preset or key, naming the nearest, and for a value of the wrong type.
+    """
+    path = _find(name_or_path)
+    values = _derived(path, ())
+    set_by_environment = [
+        f"{key}={os.environ[name]}" for name, key in ENVIRONMENT.items() if os.environ.get(name)
+    ]
+    preset = _checked(values, path.stem)
+    if not (overridden := [*set_by_environment, *overrides]):
+        return preset
+    values = preset.model_dump()  # with the defaults in it, so that they can be set too
+    for override in overridden:
+        _override(values, override, path.stem)
+    return _checked(values, path.stem)
+
+
+def weights_folder(preset: Preset) -> Path:
+    """The folder of the preset's weights: a path, or a name under `weights_dir`. WeightsError without any."""
+    folder = Path(preset.weights)
+    if not folder.is_dir():
+        folder = weights_dir() / preset.weights
+    if not any(folder.glob("*.safetensors")):
+        hint = (
+            "set UNIAVGEN_WEIGHTS to the folder they are in"
+            if preset.weights == DEFAULT_PRESET
+            else "use --preset nano"
+        )
+        raise WeightsError(
+            f"the weights of preset {preset.name} are not installed (looked in {folder})", hint
+        )
+    return folder
+
+
+def changed_keys(preset: Preset) -> dict[str, Any]:
+    """The keys in which `preset` differs from the built-in one it is, or extends."""
+    base = next(name for name in (preset.name, preset.extends, DEFAULT_PRESET) if name in preset_names())
+    stands = dict(_flat(_checked(_derived(_find(base), ()), base).model_dump()))
+    return {
+        key: value
+        for key, value in _flat(preset.model_dump())
+        if key not in OWN_KEYS and stands.get(key) != value
+    }
+
+
+def _find(name_or_path: str | Path) -> Path:
+    text = str(name_or_path)
+    if text.endswith((".yaml", ".yml")) or os.sep in text:
+        path = Path(text).expanduser()
+        if not path.is_file():
+            raise UsageError(
+                f"preset file {text} does not exist", "`uniavgen presets list` names the built-in ones"
+            )
+        return path
+    if text not in preset_names():
+        raise UsageError(
+            f"unknown preset {text!r}{_nearest(text, preset_names())}",
+            "`uniavgen presets list` names them all",
+        )
+    return presets_dir() / f"{text}.yaml"
+
+
+def _checked(values: dict[str, Any], name: str) -> Preset:
+    try:
+        return Preset.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        value = "" if first["type"] == "missing" else f" (got {first['input']!r})"
+        reason = first["msg"].removeprefix("Value error, ")
+        raise UsageError(f"preset {name}: {where}: {reason}{value}", _show(name)) from error
+
+
+def _derived(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    """The mapping in `path`, laid over the preset it extends."""
+    if path in seen:
+        raise UsageError(f"preset {path.stem} extends itself by way of {', '.join(p.stem for p in seen)}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"preset file {path} can't be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"preset file {path} holds no mapping of keys")
+    values = {"name": path.stem, **values}
+    parent = values.get("extends")
+    if parent is None:
+        return values
+    beside = path.parent / str(
+        parent
+    )  # a file extends a built-in preset by name, or a file by its own path to it
+    base = _derived(beside if beside.suffix and beside.is_file() else _find(str(parent)), (*seen, path))
+    return _merged({key: value for key, value in base.items() if key not in OWN_KEYS}, values)
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = _merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _override(values: dict[str, Any], override: str, preset: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UsageError(f"--set {override!r} is not KEY=VALUE", "for example --set sampling.steps=10")
+    known = dict(_flat(values))
+    if key not in known:
+        raise UsageError(f"unknown key {key!r} in preset {preset}{_nearest(key, list(known))}", _show(preset))
+    *sections, last = key.split(".")
+    holder = values
+    for section in sections:
+        holder = holder[section]
+    holder[last] = _parsed(key, text, known[key])
+
+
+def _parsed(key: str, text: str, now: Any) -> Any:
+    """`text` as YAML reads it; a whole number also counts where a fraction stands now."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"--set {key}={text}: the value can't be read as YAML") from error
+    if isinstance(now, float) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML 1.1 takes 1e-4 for text
+        except (TypeError, ValueError):
+            pass
+    if (
+        now is not None
+        and type(value) is not type(now)
+        and not key.startswith(("clip.", "sampling.", "runtime."))
+    ):
+        raise UsageError(f"--set {key}={text}: {type(now).__name__} expected, as in {key}={now}")
+    return value
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _nearest(text: str, known: list[str]) -> str:
+    tails = {key.rpartition(".")[2]: key for key in known}  # `steps` finds sampling.steps
+    close = difflib.get_close_matches(text, [*known, *tails], n=1, cutoff=0.6)
+    return f"; did you mean {tails.get(close[0], close[0])}?" if close else ""
+
+
+def _show(preset: str) -> str:
+    return f"`uniavgen presets show {preset}` lists its keys"

@@ -1,0 +1,1 @@
+"""Drawn, speaking avatars: identities, motion, pictures, captions and voices."""

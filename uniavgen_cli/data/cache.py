@@ -1,0 +1,150 @@
+"""Training clips kept as the model sees them: mels and phonemes, then latents and masks, in safetensors shards."""
+
+import json
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from uniavgen_cli.codecs.mel import log_mel, normalize, peak_normalize
+from uniavgen_cli.codecs.video_vae import VideoVAE, VideoVAEConfig
+from uniavgen_cli.data.dataset import REFERENCE_TOKENS, SpeakingClip, sample_clip
+from uniavgen_cli.data.voice import place_phonemes
+from uniavgen_cli.media.face import face_mask
+from uniavgen_cli.shapes import TEMPORAL_STRIDE, ClipSpec
+
+SHARD = 64  # clips a file
+SILENT_SAMPLES = 7200  # 0.3 s
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAESource:
+    """Where a worker finds the video VAE: its weights file and its preset section."""
+
+    path: Path
+    config: dict[str, object]
+
+
+def build(
+    out: Path, *, seed: int, first: int, count: int, vae: VAESource | None = None, workers: int = 1
+) -> Iterator[int]:
+    """Draw and speak clips `first` to `first + count` of the data set `seed`; yields the clips done so far.
+
+    Without `vae` only the sound is kept, `audio-*.safetensors`; with it only the picture, `video-*.safetensors`.
+    Shards that are there already are left alone, so a run that was cut goes on.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    kind = "audio" if vae is None else "video"
+    starts = [s for s in range(first, first + count, SHARD) if not _shard(out, kind, s).is_file()]
+    done = count - len(starts) * SHARD
+    # spawned: espeak-ng and torch threads do not survive a fork
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        jobs = [pool.submit(_write_shard, out, seed, start, vae) for start in starts]
+        for job in as_completed(jobs):
+            done += job.result()
+            yield done
+
+
+def load(out: Path, *, pictures: bool) -> list[dict[str, torch.Tensor | str]]:
+    """Every cached clip of a folder as one dictionary a clip, in index order.
+
+    Keys: `mel` (A, 80), `phonemes` (A,), `reference_mel` (R, 80), `reference_phonemes` (R,), `text`,
+    `reference_text`, `caption`; with pictures also `latents` (F, c, h, w), `face_mask` (F, rows, columns) and
+    `mouth_mask` (F, h, w).
+    """
+    clips = []
+    kind = "video" if pictures else "audio"
+    for path in sorted(out.glob(f"{kind}-*.safetensors")):
+        audio = _read(_shard(out, "audio", int(path.stem.split("-")[1])))
+        video = _read(path) if pictures else {}
+        clips += [{**audio[name], **video.get(name, {})} for name in sorted(audio, key=int)]
+    return clips
+
+
+def _shard(out: Path, kind: str, start: int) -> Path:
+    return out / f"{kind}-{start:06d}.safetensors"
+
+
+def _write_shard(out: Path, seed: int, start: int, vae: VAESource | None) -> int:
+    torch.set_num_threads(1)
+    codec = None if vae is None else VideoVAE.load(vae.path, VideoVAEConfig(**vae.config))  # type: ignore[arg-type]
+    tensors: dict[str, torch.Tensor] = {}
+    texts: dict[str, dict[str, str]] = {}
+    for index in range(start, start + SHARD):
+        clip = sample_clip(seed, index)
+        if codec is None:
+            arrays = sound_arrays(clip)
+            texts[str(index)] = {
+                "text": clip.text,
+                "reference_text": clip.reference_text,
+                "caption": clip.caption.text,
+                "emotion": clip.emotion,
+            }
+        else:
+            arrays = picture_arrays(clip, codec)
+        tensors.update({f"{index}/{name}": value.contiguous() for name, value in arrays.items()})
+    path = _shard(out, "audio" if codec is None else "video", start)
+    beside = path.with_suffix(".tmp")
+    save_file(tensors, beside, metadata={"texts": json.dumps(texts)})
+    beside.replace(path)
+    return SHARD
+
+
+def _read(path: Path) -> dict[str, dict[str, torch.Tensor | str]]:
+    clips: dict[str, dict[str, torch.Tensor | str]] = {}
+    with safe_open(path, framework="pt") as file:
+        for name, texts in json.loads(file.metadata()["texts"]).items():
+            clips[name] = dict(texts)
+        for key in file.keys():
+            index, name = key.split("/")
+            clips.setdefault(index, {})[name] = file.get_tensor(key)
+    return clips
+
+
+def sound_arrays(clip: SpeakingClip) -> dict[str, torch.Tensor]:
+    """Normalised mels in float16 and phoneme ids in uint8, of the clip and of its reference voice."""
+    # the silence that a reference voice ends in keeps it apart from what follows
+    reference = mel_of(np.pad(clip.reference.samples, (0, SILENT_SAMPLES)))
+    placed = place_phonemes(clip.reference.phonemes, len(reference))
+    mel = mel_of(clip.samples)
+    return {
+        "mel": mel.half(),
+        "phonemes": torch.from_numpy(clip.placed_phonemes()).to(torch.uint8),
+        "reference_mel": reference[:REFERENCE_TOKENS].half(),
+        "reference_phonemes": torch.from_numpy(placed)[:REFERENCE_TOKENS].to(torch.uint8),
+    }
+
+
+def mel_of(samples: np.ndarray) -> torch.Tensor:
+    """Normalised log-mel (t, 80) of mono 24 kHz samples (n,), brought to the usual peak first."""
+    return normalize(log_mel(peak_normalize(torch.from_numpy(samples))[None]))[0]
+
+
+@torch.inference_mode()
+def picture_arrays(clip: SpeakingClip, codec: VideoVAE) -> dict[str, torch.Tensor]:
+    """Latents in float16, face coverage of each token and mouth coverage of each latent cell."""
+    drawn = clip.draw()
+    frames = torch.from_numpy(drawn.frames).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+    latents = codec.encode(frames)[0].transpose(0, 1)
+    spec = clip.spec
+    return {
+        "latents": latents.half(),
+        "face_mask": box_masks(drawn.face_boxes, spec, spec.token_rows, spec.token_columns),
+        "mouth_mask": box_masks(drawn.mouth_boxes, spec, spec.latent_height, spec.latent_width),
+        "opening": torch.from_numpy(np.asarray(drawn.opening, np.float32)),
+    }
+
+
+def box_masks(boxes: np.ndarray, spec: ClipSpec, rows: int, columns: int) -> torch.Tensor:
+    """Mean coverage of each cell by the boxes (num_frames, 4) of a latent frame's pixel frames, (F, rows, columns)."""
+    covered = np.stack([face_mask(tuple(box), spec.height, spec.width, rows, columns) for box in boxes])
+    groups = [covered[:1]] + np.split(covered[1:], (spec.num_frames - 1) // TEMPORAL_STRIDE)
+    return torch.from_numpy(np.stack([group.mean(0) for group in groups]).astype(np.float16))
+
+

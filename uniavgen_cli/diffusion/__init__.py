@@ -1,0 +1,1 @@
+"""Schedule, guidance and the sampling loop."""

@@ -1,0 +1,1 @@
+"""One engine for every task: request, conditions, sampler, codecs, clip."""

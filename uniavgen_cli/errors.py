@@ -1,0 +1,54 @@
+"""Errors a person can act on: each kind has its exit code, says what is wrong and what to do next."""
+
+
+class UniAVGenError(Exception):
+    """An expected failure, shown as one line.
+
+    `what` names the thing and the value that is wrong, `hint` the next thing to do (may be empty).
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, hint: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.what}; {self.hint}" if self.hint else self.what
+
+
+class UsageError(UniAVGenError):
+    """The command itself is wrong: an option, a preset, a key, a combination."""
+
+    exit_code = 2
+
+
+class InputError(UniAVGenError):
+    """A given file, text or picture can't be used."""
+
+    exit_code = 3
+
+
+class OutputError(UniAVGenError):
+    """The result can't be written where it was asked for."""
+
+    exit_code = 4
+
+
+class WeightsError(UniAVGenError):
+    """Model weights are missing, damaged or of another layout."""
+
+    exit_code = 5
+
+
+class OutOfMemoryError(UniAVGenError):
+    """The work does not fit the memory of this device."""
+
+    exit_code = 6
+
+
+class Interrupted(UniAVGenError):
+    """The person stopped it."""
+
+    exit_code = 130

@@ -1,0 +1,1 @@
+"""Evaluation: the instruments and metrics that measure a clip."""

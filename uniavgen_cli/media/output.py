@@ -1,0 +1,94 @@
+"""Files that appear whole or not at all."""
+
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from uniavgen_cli.errors import OutputError
+from uniavgen_cli.media.ffmpeg import FFmpegError
+from uniavgen_cli.media.probe import shown
+
+SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
+
+
+def check_output(
+    path: str | os.PathLike[str], overwrite: bool = False, suffixes: tuple[str, ...] = SUFFIXES
+) -> Path:
+    """The path, when a file could be written there now.
+
+    Raises OutputError when its folder is missing or not writable, its ending is none of `suffixes`, it is a
+    folder, or it exists and may not be replaced.
+    """
+    path = Path(path)
+    folder = path.absolute().parent
+    if path.suffix.lower() not in suffixes:
+        raise OutputError(
+            f"{shown(path)} doesn't end in {' '.join(suffixes)}", f"try {shown(path.stem + suffixes[0])}"
+        )
+    try:
+        os.fspath(path).encode()  # ffmpeg is handed names as UTF-8
+        if path.is_dir():
+            raise OutputError(f"{shown(path)} is a folder", "name a file inside it")
+        if path.exists() and not overwrite:
+            raise OutputError(f"{shown(path)} exists", "give another name, or --overwrite")
+        if not folder.is_dir():
+            what = "is not a folder" if folder.exists() else "doesn't exist"
+            raise OutputError(
+                f"the folder {shown(folder)} {what}", f"mkdir -p {shown(folder)}, or write elsewhere"
+            )
+    except UnicodeEncodeError:
+        raise OutputError(f"{shown(path)} is not a UTF-8 name", "give another name") from None
+    except OSError as error:  # a name too long, a folder that may not be entered
+        raise OutputError(
+            f"{shown(path)} can't be written: {error.strerror}", "write elsewhere with -o"
+        ) from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"the folder {shown(folder)} is not writable", "write elsewhere with -o")
+    return path
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Path]:
+    """A temporary name beside `path`, renamed to it when the block ends well and deleted when it doesn't.
+
+    Raises OutputError for what `check_output` finds, a full disk and anything else ffmpeg says.
+    """
+    path = check_output(path, overwrite)
+    temporary = path.absolute().parent / f".{uuid.uuid4().hex[:12]}{path.suffix.lower()}"
+    try:
+        yield temporary
+        check_output(path, overwrite)
+        os.replace(temporary, path)
+    except FFmpegError as error:
+        reason = "No space left on device" if "No space left" in str(error) else str(error)
+        raise OutputError(f"{shown(path)} can't be written: {reason}", _hint(reason)) from None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(f"{shown(path)} can't be written: {reason}", _hint(reason)) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _hint(reason: str) -> str:
+    if "No space left" in reason:
+        return "make room on the disk, or write elsewhere with -o"
+    if "Unknown encoder" in reason or "Encoder not found" in reason:
+        return (
+            "use an ffmpeg that has it: set UNIAVGEN_FFMPEG to the one that pip install imageio-ffmpeg brings"
+        )
+    return "run `uniavgen doctor` to see which ffmpeg is used"
+
+
+@contextmanager
+def sound_file(samples: np.ndarray, sample_rate: int) -> Iterator[Path]:
+    """A temporary float WAV of `samples` (n,) or (n, channels), for ffmpeg to read beside the picture."""
+    with tempfile.TemporaryDirectory(prefix="uniavgen-") as folder:
+        path = Path(folder) / "sound.wav"
+        soundfile.write(path, np.clip(samples, -1.0, 1.0), sample_rate, subtype="FLOAT")
+        yield path

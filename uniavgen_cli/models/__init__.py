@@ -1,0 +1,1 @@
+"""The joint audio-video model; needs torch and safetensors only."""

@@ -1,0 +1,313 @@
+"""The joint audio-video model: two branches that read each other after some of their blocks.
+
+Source: UniAVGen, arXiv 2511.03334, section 3; modules carry the released checkpoint's names. Axis letters: b batch,
+f latent frames, h w latent rows and columns, n tokens a frame, t tokens, d width, c channels, u distinct timesteps.
+"""
+
+from dataclasses import dataclass, replace
+from math import prod
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from uniavgen_cli.models.branch import (
+    Block,
+    Context,
+    Head,
+    Modulation,
+    PatchEmbedding,
+    Text,
+    modulation_of,
+    run_block,
+    unpatchify,
+)
+from uniavgen_cli.models.interaction import AudioToVideo, Clip, Grid, VideoToAudio, interact
+from uniavgen_cli.models.rope import sequence_table, video_table
+from uniavgen_cli.models.speech_text import PlacedPhonemes, SpeechTextEncoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class UniAVGenConfig:
+    """Sizes of the model; `interaction_blocks` are counted from 0, `phoneme_vocab` 0 means no placed phonemes."""
+
+    video_dim: int
+    video_heads: int
+    video_ffn_dim: int
+    audio_dim: int
+    audio_heads: int
+    audio_ffn_dim: int
+    num_blocks: int
+    interaction_blocks: tuple[int, ...]
+    freq_dim: int
+    caption_dim: int
+    caption_tokens: int
+    speech_vocab: int
+    speech_text_dim: int
+    speech_conv_blocks: int
+    video_latent_channels: int
+    mel_bins: int = 80
+    patch: tuple[int, int, int] = (1, 2, 2)
+    phoneme_vocab: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "interaction_blocks", tuple(self.interaction_blocks))  # YAML and JSON give lists
+        object.__setattr__(self, "patch", tuple(self.patch))
+        for stream in ("video", "audio"):
+            dim, heads = getattr(self, f"{stream}_dim"), getattr(self, f"{stream}_heads")
+            if dim % heads or dim // heads % 2:
+                raise ValueError(f"{stream}_dim {dim} is not an even multiple of {stream}_heads {heads}")
+        if self.patch[0] != 1:
+            raise ValueError(f"patch {self.patch} spans {self.patch[0]} latent frames, not 1")
+        beyond = [block for block in self.interaction_blocks if not 0 <= block < self.num_blocks]
+        if beyond:
+            raise ValueError(f"interaction after block {beyond[0]}, of {self.num_blocks} blocks")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoStream:
+    """Video latents (b, c, num_reference + f, h, w), timesteps (b, num_reference + f) in 0..1000.
+
+    The first `num_given` of the f frames are conditions and take nothing from the sound; a tuple has one number a
+    sample.
+    """
+
+    latents: Tensor
+    timesteps: Tensor
+    num_reference: int = 0
+    num_given: int | tuple[int, ...] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AudioStream:
+    """Normalised log-mels (b, num_reference + t, mel_bins), timesteps (b, num_reference + t) in 0..1000.
+
+    The first `num_given` of the t tokens are conditions and take nothing from the picture; a tuple has one number a
+    sample.
+    """
+
+    mels: Tensor
+    timesteps: Tensor
+    num_reference: int = 0
+    num_given: int | tuple[int, ...] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """What the clip is of.
+
+    caption (b, up to caption_tokens, caption_dim), the rest is zeros; speech (b, s) indices with -1 for filler, of
+    which the first `speech_lengths` are keys; phonemes (b, num_reference + t) placed on the audio tokens, 0 for
+    none; face_prior (b, f, n) is added to the face mask's logits.
+    """
+
+    caption: Tensor
+    speech: Tensor
+    speech_lengths: tuple[int, ...]
+    phonemes: Tensor | None = None
+    face_prior: Tensor | None = None
+
+    def to(self, device: str) -> "Conditions":
+        """The same on another device."""
+        return on_device(self, device)
+
+
+Data = TypeVar("Data")
+
+
+def on_device(data: Data, device: str) -> Data:
+    """A dataclass of tensors with every tensor on `device`."""
+    tensors = {name: x.to(device) for name, x in vars(data).items() if isinstance(x, Tensor)}
+    return replace(data, **tensors)  # type: ignore[type-var]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Switches:
+    """What runs for which sample: both directions of the interaction, and a block that the `skipped` leave out.
+
+    A sample that skips a block also skips the interaction after it. What no sample runs costs nothing.
+    """
+
+    a2v: tuple[bool, ...]
+    v2a: tuple[bool, ...]
+    skip_block: int | None = None
+    skipped: tuple[bool, ...] = ()
+
+
+@dataclass(frozen=True)
+class JointOutput:
+    """Velocities noise - data of the model's input shapes, reference and given parts included.
+
+    face_mask_logits (b, interactions, f, n): sigmoid gives M; 0 where neither direction ran.
+    """
+
+    video: Tensor
+    audio: Tensor
+    face_mask_logits: Tensor
+
+
+class UniAVGen(nn.Module):
+    """The joint model; `attention` names the backend of every attention."""
+
+    def __init__(self, config: UniAVGenConfig, attention: str = "sdpa") -> None:
+        super().__init__()
+        self.config = config
+        video, audio = config.video_dim, config.audio_dim
+        self.patch_embedding = PatchEmbedding(config.video_latent_channels, video, config.patch)
+        self.text_embedding_video = _mlp(config.caption_dim, video, nn.GELU("tanh"))
+        self.time_embedding = _mlp(config.freq_dim, video, nn.SiLU())
+        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(video, 6 * video))
+        self.blocks = nn.ModuleList(
+            Block(video, config.video_heads, config.video_ffn_dim, backend=attention)
+            for _ in range(config.num_blocks)
+        )
+        self.head = Head(video, prod(config.patch) * config.video_latent_channels)
+
+        self.audio_embedding = _mlp(config.mel_bins, audio, nn.GELU("tanh"))
+        self.text_embedding = SpeechTextEncoder(
+            config.speech_vocab, config.speech_text_dim, config.speech_conv_blocks
+        )
+        self.text_proj = nn.Linear(config.speech_text_dim, audio, bias=False)
+        self.phonemes = PlacedPhonemes(config.phoneme_vocab, audio) if config.phoneme_vocab else None
+        self.time_embedding_audio = _mlp(config.freq_dim, audio, nn.SiLU())
+        self.time_projection_audio = nn.Sequential(nn.SiLU(), nn.Linear(audio, 6 * audio))
+        self.audio_blocks = nn.ModuleList(
+            Block(audio, config.audio_heads, config.audio_ffn_dim, backend=attention)
+            for _ in range(config.num_blocks)
+        )
+        self.head_audio = Head(audio, config.mel_bins)
+        # Pads batches of unequal lengths where the released model was trained; ours are equal. Kept for its layout.
+        self.register_buffer("audio_padding", torch.zeros(audio))
+
+        layers = range(len(config.interaction_blocks))
+        self.a2v_blocks = nn.ModuleList(
+            AudioToVideo(video, config.video_heads, audio, backend=attention) for _ in layers
+        )
+        self.v2a_blocks = nn.ModuleList(
+            VideoToAudio(audio, config.audio_heads, video, backend=attention) for _ in layers
+        )
+        self.init_weights()
+
+    def forward(
+        self, video: VideoStream, audio: AudioStream, conditions: Conditions, switches: Switches
+    ) -> JointOutput:
+        """One denoising step of both streams."""
+        config = self.config
+        grid = self._grid(video)
+        x, video_context = self._start_video(video, conditions, grid)  # b (r+f)*n d
+        y, audio_context = self._start_audio(audio, conditions)  # b r+t d
+        clip = _clip(video, audio, conditions, grid, video_context.time)
+        skipped = switches.skipped or (False,) * len(x)
+
+        mask_shape = (grid.frames, grid.tokens)
+        logits = []
+        for i, (block, audio_block) in enumerate(zip(self.blocks, self.audio_blocks, strict=True)):
+            runs = [not (leave_out and i == switches.skip_block) for leave_out in skipped]
+            x = run_block(block, x, video_context, runs)
+            y = run_block(audio_block, y, audio_context, runs)
+            if i in config.interaction_blocks:
+                layer = config.interaction_blocks.index(i)
+                a2v_runs = [on and run for on, run in zip(switches.a2v, runs, strict=True)]
+                v2a_runs = [on and run for on, run in zip(switches.v2a, runs, strict=True)]
+                a2v, v2a = self.a2v_blocks[layer], self.v2a_blocks[layer]
+                x, y, mask = interact(a2v, v2a, x, y, clip, a2v_runs, v2a_runs)
+                logits.append(mask.unflatten(1, mask_shape))
+
+        shape = (video.num_reference + grid.frames, grid.rows, grid.columns)
+        return JointOutput(
+            video=unpatchify(self.head(x, video_context.time), shape, config.patch),
+            audio=self.head_audio(y, audio_context.time),
+            face_mask_logits=torch.stack(logits, dim=1) if logits else x.new_zeros(len(x), 0, *mask_shape),
+        )
+
+    def forward_audio(self, audio: AudioStream, conditions: Conditions) -> Tensor:
+        """One denoising step of the audio branch alone, the first stage of training: velocity of audio.mels."""
+        y, context = self._start_audio(audio, conditions)
+        for block in self.audio_blocks:
+            y = block(y, context)
+        return self.head_audio(y, context.time)
+
+    def _grid(self, video: VideoStream) -> Grid:
+        frames, height, width = video.latents.shape[2:]
+        _, patch_height, patch_width = self.config.patch
+        return Grid(frames - video.num_reference, height // patch_height, width // patch_width)
+
+    def _start_video(self, video: VideoStream, conditions: Conditions, grid: Grid) -> tuple[Tensor, Context]:
+        config = self.config
+        x = self.patch_embedding(video.latents)
+        missing = config.caption_tokens - conditions.caption.shape[1]
+        caption = functional.pad(conditions.caption, (0, 0, 0, missing))  # no mask: the zero rows are keys too
+        # The clip's frames are 1 ... f, whether a reference frame stands before them or not.
+        first, total = 1 - video.num_reference, video.num_reference + grid.frames
+        head_dim = config.video_dim // config.video_heads
+        context = Context(
+            time=modulation_of(video.timesteps, config.freq_dim, self.time_embedding, self.time_projection),
+            table=video_table(head_dim, first, total, grid.rows, grid.columns, x.device),
+            text=Text(self.text_embedding_video(caption)),
+        )
+        return x, context
+
+    def _start_audio(self, audio: AudioStream, conditions: Conditions) -> tuple[Tensor, Context]:
+        config = self.config
+        y = self.audio_embedding(audio.mels).float()
+        if self.phonemes is not None:
+            nothing = torch.zeros(y.shape[:2], dtype=torch.int64, device=y.device)
+            y = y + self.phonemes(nothing if conditions.phonemes is None else conditions.phonemes)
+        speech = self.text_proj(self.text_embedding(conditions.speech, conditions.speech_lengths))
+        head_dim = config.audio_dim // config.audio_heads
+        table = sequence_table(head_dim, y.shape[1], y.device)
+        context = Context(
+            time=modulation_of(
+                audio.timesteps, config.freq_dim, self.time_embedding_audio, self.time_projection_audio
+            ),
+            table=table,
+            text=Text(
+                speech,
+                lengths=conditions.speech_lengths,
+                q_table=table,
+                k_table=sequence_table(head_dim, speech.shape[1], y.device),
+            ),
+        )
+        return y, context
+
+    def init_weights(self) -> None:
+        """Start from scratch: both heads, the masks' too, at zero, the interaction small."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, Block | Head):
+                nn.init.normal_(module.modulation, std=module.modulation.shape[-1] ** -0.5)
+        nn.init.xavier_uniform_(self.patch_embedding.weight.flatten(1))
+        for linear in (self.time_embedding[0], self.time_embedding[2], self.time_projection[1]):
+            nn.init.normal_(linear.weight, std=0.02)
+        for linear in (self.time_embedding_audio[0], self.time_embedding_audio[2], self.time_projection_audio[1]):
+            nn.init.normal_(linear.weight, std=0.02)
+        for layer in (*self.a2v_blocks, *self.v2a_blocks):
+            nn.init.normal_(layer.o.weight, std=1e-3)
+        for head in (self.head, self.head_audio, *(layer.mask_head for layer in self.a2v_blocks)):
+            nn.init.zeros_(head.head.weight)
+
+
+def _mlp(in_dim: int, dim: int, activation: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(in_dim, dim), activation, nn.Linear(dim, dim))
+
+
+def _clip(
+    video: VideoStream, audio: AudioStream, conditions: Conditions, grid: Grid, time: Modulation
+) -> Clip:
+    def per_sample(given: int | tuple[int, ...]) -> tuple[int, ...]:
+        return (given,) * len(video.latents) if isinstance(given, int) else given
+
+    return Clip(
+        grid=grid,
+        num_tokens=audio.mels.shape[1] - audio.num_reference,
+        time=time.last_steps(grid.frames),
+        prior=None if conditions.face_prior is None else conditions.face_prior.flatten(1),
+        given_frames=per_sample(video.num_given),
+        given_tokens=per_sample(audio.num_given),
+    )

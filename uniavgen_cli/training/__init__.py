@@ -1,0 +1,1 @@
+"""Training: one generic loop, and one stage file a part."""

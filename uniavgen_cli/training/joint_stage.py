@@ -1,0 +1,274 @@
+"""The joint model: the audio branch alone, then every task by the odds of the task table."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from uniavgen_cli.codecs.caption import CaptionEncoder
+from uniavgen_cli.codecs.speech_tokens import character_indices
+from uniavgen_cli.data.dataset import REFERENCE_TOKENS
+from uniavgen_cli.diffusion.sampler import Given, State, noise
+from uniavgen_cli.engine.tasks import TASKS, Task
+from uniavgen_cli.models.speech_text import pad_tokens
+from uniavgen_cli.models.state_dict import save_sharded
+from uniavgen_cli.models.uniavgen import Conditions, Switches, UniAVGen
+from uniavgen_cli.shapes import TEMPORAL_STRIDE, tokens_of_frames
+from uniavgen_cli.training.trainer import Batch, Stage
+
+FPS, MEL_HZ = 16, 100
+MOUTH_WEIGHT = 6.0  # of a latent cell that the mouth fills, against 1 elsewhere: it is one or two cells of 64
+MAX_GIVEN_LATENTS = 10  # of a continuation: 37 frames
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointTraining:
+    """How the joint model learns; `audio_alone` is the paper's first stage."""
+
+    steps: int
+    batch_size: int = 16
+    lr: float = 1e-3
+    seed: int = 0
+    audio_alone: bool = False
+    dropped: float = 0.1  # share of clips whose caption, or whose speech text, is left out
+    no_picture: float = 0.5  # share of the joint batches that start from the prompt alone
+    mask_weight: float = 0.1  # at the first step; falls to 0 along the run
+    shift: float = 3.0  # of the training timesteps, towards noise
+    bf16: bool = True
+
+
+class ClipBank:
+    """Cached clips in memory, stacked by shape: one group holds every clip of one length and size.
+
+    Without `captions` the clips are for the audio branch, which reads none.
+    """
+
+    def __init__(self, clips: Iterable[dict[str, Tensor | str]], captions: CaptionEncoder | None) -> None:
+        groups: dict[tuple[int, ...], list[dict[str, Tensor | str]]] = {}
+        for clip in clips:
+            groups.setdefault(_shape_of(clip), []).append(clip)
+        self.groups = [_stacked(members, captions) for members in groups.values()]
+        sizes = np.array([len(group["text"]) for group in self.groups], float)
+        self.odds = sizes / sizes.sum()
+
+    def draw(self, rng: np.random.Generator, count: int) -> dict[str, Tensor | list[str]]:
+        """`count` clips of one random group."""
+        group = self.groups[int(rng.choice(len(self.groups), p=self.odds))]
+        chosen = rng.choice(len(group["text"]), count, replace=len(group["text"]) < count)
+        return {
+            name: [values[i] for i in chosen] if isinstance(values, list) else values[torch.from_numpy(chosen)]
+            for name, values in group.items()
+        }
+
+
+def joint_stage(model: UniAVGen, bank: ClipBank, how: JointTraining) -> Stage:
+    """The stage that trains `model` on `bank`: audio alone, or the five tasks together."""
+    odds = np.array([row.odds for row in TASKS.values()], float)
+    rows = list(TASKS.values())
+
+    def batch(step: int) -> Batch:
+        rng = np.random.default_rng([how.seed, step])
+        row = rows[int(rng.choice(len(rows), p=odds / odds.sum()))]
+        clips = bank.draw(rng, how.batch_size)
+        made = _sound_batch(clips, row, how, rng)
+        made["noise_seed"] = how.seed * 1_000_003 + step
+        u = torch.from_numpy(rng.random(how.batch_size)).float()
+        made["t"] = how.shift * u / (1 + (how.shift - 1) * u)
+        if not how.audio_alone:
+            made |= _picture_batch(clips, row, how, rng, made)
+        return made
+
+    return Stage(
+        name="audio" if how.audio_alone else "joint",
+        module=model,
+        batch=batch,
+        loss=_audio_loss if how.audio_alone else _joint_loss(how),
+        export=export,
+        steps=how.steps,
+        lr=how.lr,
+        dtype=torch.bfloat16 if how.bf16 else torch.float32,
+    )
+
+
+def export(weights: dict[str, Tensor], folder: Path) -> None:
+    """Save the averaged weights as the product reads them: joint.safetensors shards and their index, bfloat16."""
+    save_sharded(weights, folder)
+
+
+def _sound_batch(
+    clips: dict[str, Tensor | list[str]], row: Task, how: JointTraining, rng: np.random.Generator
+) -> Batch:
+    mel, phonemes = clips["mel"].float(), clips["phonemes"].long()  # type: ignore[union-attr]
+    size = len(mel)
+    texts = [character_indices(text) for text in clips["text"]]  # type: ignore[arg-type]
+    silent = rng.random(size) < how.dropped
+    if row.given_audio == "all":
+        silent[:] = True  # the given sound says it
+    elif row.given_video == "all":
+        silent |= rng.random(size) < 0.3  # lips alone decide
+        phonemes = torch.stack([_jittered(line, rng) for line in phonemes])  # timing must come from the lips
+    mute = torch.from_numpy(silent)
+    phonemes = phonemes.masked_fill(mute[:, None], 0)
+    reference = None
+    # every command may be given a voice, so audio alone and dubbing learn it as well
+    if row.reference_voice or (how.audio_alone and rng.random() < 0.25) or (
+        row.given_video == "all" and rng.random() < 0.5
+    ):
+        length = int(rng.integers(80, 1 + clips["reference_mel"].shape[1]))  # type: ignore[union-attr]
+        reference = clips["reference_mel"][:, :length].float()  # type: ignore[index]
+        spoken = clips["reference_phonemes"][:, :length].long()  # type: ignore[index]
+        untold = torch.from_numpy(rng.random(size) < 0.5)
+        phonemes = torch.cat([spoken.masked_fill(untold[:, None], 0), phonemes], dim=1)
+        texts = [
+            text if skip else character_indices(before + " ") + text
+            for text, before, skip in zip(texts, clips["reference_text"], untold.tolist(), strict=True)
+        ]
+    speech, lengths = pad_tokens([[] if skip else text for text, skip in zip(texts, silent, strict=True)])
+    caption = clips["caption"].float()  # type: ignore[union-attr]
+    return {
+        "mel": mel,
+        "reference_mel": reference,
+        "phonemes": phonemes,
+        "speech": speech,
+        "speech_lengths": lengths,
+        "caption": caption.masked_fill(torch.from_numpy(rng.random(size) < how.dropped)[:, None, None], 0.0),
+        "given_audio": 0,
+    }
+
+
+def _picture_batch(
+    clips: dict[str, Tensor | list[str]], row: Task, how: JointTraining, rng: np.random.Generator, made: Batch
+) -> Batch:
+    latents = clips["latents"].float().transpose(1, 2)  # type: ignore[union-attr]  # (b, c, F, h, w)
+    num_latents, num_tokens = latents.shape[2], made["mel"].shape[1]
+    pictured = row is not TASKS["generate"] or rng.random() >= how.no_picture
+    given_video = {"first": 1, "all": num_latents, "part": 0}[row.given_video] if pictured else 0
+    given_audio = num_tokens if row.given_audio == "all" else 0
+    if row.given_video == "part":
+        given_video = int(rng.integers(1, min(MAX_GIVEN_LATENTS, num_latents - 2) + 1))
+        given_audio = tokens_of_frames(TEMPORAL_STRIDE * (given_video - 1) + 1, FPS, MEL_HZ)
+    return {
+        "latents": latents,
+        "reference_frame": latents[:, :, :1] if pictured else None,
+        "given_video": given_video,
+        "given_audio": given_audio,
+        "face_mask": clips["face_mask"].float().flatten(2),  # type: ignore[union-attr]  # (b, F, n)
+        "mouth_mask": clips["mouth_mask"].float(),  # type: ignore[union-attr]  # (b, F, h, w)
+        "a2v": row.a2v,
+        "v2a": row.v2a,
+    }
+
+
+def _joint_loss(how: JointTraining) -> Callable[[nn.Module, Batch, int], dict[str, Tensor]]:
+    def loss(module: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
+        latents, mel, t = batch["latents"], batch["mel"], batch["t"]
+        given_video, given_audio = batch["given_video"], batch["given_audio"]
+        noises = noise(latents.shape, mel.shape, batch["noise_seed"])
+        state = _noisy(latents, mel, t, noises)
+        given = Given(
+            reference_frame=batch["reference_frame"],
+            video=latents[:, :, :given_video] if given_video else None,
+            reference_audio=batch["reference_mel"],
+            audio=mel[:, :given_audio] if given_audio else None,
+        )
+        size = len(t)
+        made = module(
+            given.video_stream(state, 1000 * t),
+            given.audio_stream(state, 1000 * t),
+            _conditions(batch),
+            Switches(a2v=(batch["a2v"],) * size, v2a=(batch["v2a"],) * size),
+        )
+        losses = {}
+        if given_video < latents.shape[2]:
+            velocity = made.video[:, :, -latents.shape[2] :].float()
+            error = (velocity - (noises.video.to(latents) - latents))[:, :, given_video:].square().mean(1)
+            weight = 1 + MOUTH_WEIGHT * batch["mouth_mask"][:, given_video:]
+            losses["video"] = (error * weight).flatten(1).sum(1) / weight.flatten(1).sum(1)
+        if given_audio < mel.shape[1]:
+            losses["audio"] = _audio_error(made.audio, noises.audio.to(mel) - mel, given_audio)
+        mask_weight = how.mask_weight * max(0.0, 1 - step / (0.8 * how.steps))
+        if mask_weight > 0:
+            masks = made.face_mask_logits.float().sigmoid()  # (b, layers, F, n)
+            error = (masks - batch["face_mask"][:, None]).square()
+            losses["mask"] = mask_weight * error.flatten(1).mean(1)
+        return losses
+
+    return loss
+
+
+def _audio_loss(module: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
+    mel, t = batch["mel"], batch["t"]
+    noises = noise((len(mel), 0), mel.shape, batch["noise_seed"])
+    state = _noisy(noises.video.to(mel), mel, t, noises)
+    stream = Given(reference_audio=batch["reference_mel"]).audio_stream(state, 1000 * t)
+    assert isinstance(module, UniAVGen)
+    made = module.forward_audio(stream, _conditions(batch))
+    return {"audio": _audio_error(made, noises.audio.to(mel) - mel, 0)}
+
+
+def _noisy(latents: Tensor, mel: Tensor, t: Tensor, noises: State) -> State:
+    def mixed(data: Tensor, pure: Tensor) -> Tensor:
+        return torch.lerp(data, pure.to(data), t.view(-1, *(1,) * (data.ndim - 1)))
+
+    return State(mixed(latents, noises.video), mixed(mel, noises.audio))
+
+
+def _audio_error(made: Tensor, target: Tensor, given: int) -> Tensor:
+    error = made[:, -target.shape[1] :].float() - target
+    return error[:, given:].square().flatten(1).mean(1)
+
+
+def _conditions(batch: Batch) -> Conditions:
+    return Conditions(
+        caption=batch["caption"],
+        speech=batch["speech"],
+        speech_lengths=batch["speech_lengths"],
+        phonemes=batch["phonemes"],
+        face_prior=None,
+    )
+
+
+def _jittered(phonemes: Tensor, rng: np.random.Generator) -> Tensor:
+    """The phonemes (A,) at stretched and wobbling times: up to 12 % and 0.08 s from where they are said."""
+    length = len(phonemes)
+    times = np.arange(length)
+    centre = rng.uniform(0, length)
+    knots = rng.normal(0, 4, size=length // 25 + 2)
+    wobble = np.interp(times, np.linspace(0, length - 1, len(knots)), knots)
+    source = centre + (times - centre) * rng.uniform(0.88, 1.12) + wobble
+    return phonemes[torch.from_numpy(np.clip(np.rint(source), 0, length - 1).astype(np.int64))]
+
+
+def _shape_of(clip: dict[str, Tensor | str]) -> tuple[int, ...]:
+    mel, latents = clip["mel"], clip.get("latents")
+    assert isinstance(mel, Tensor)
+    return (len(mel), *(latents.shape if isinstance(latents, Tensor) else ()))
+
+
+def _stacked(
+    members: list[dict[str, Tensor | str]], captions: CaptionEncoder | None
+) -> dict[str, Tensor | list[str]]:
+    stacked: dict[str, Tensor | list[str]] = {}
+    for name in members[0]:
+        values = [member[name] for member in members]
+        if name in ("reference_mel", "reference_phonemes"):
+            values = [_extended(value) for value in values]  # type: ignore[arg-type]
+        stacked[name] = values if isinstance(values[0], str) else torch.stack(values)  # type: ignore[assignment]
+    if captions is None:
+        stacked["caption"] = torch.zeros(len(members), 1, 1)
+        return stacked
+    with torch.inference_mode():
+        states = [captions.encode(stacked["caption"][i : i + 64]) for i in range(0, len(members), 64)]  # type: ignore[arg-type]
+    stacked["caption"] = torch.cat(states).half().clone()
+    return stacked
+
+
+def _extended(value: Tensor) -> Tensor:
+    """A reference voice as long as every other: said again from its start."""
+    repeats = -(-REFERENCE_TOKENS // len(value))
+    return value.repeat(repeats, *(1,) * (value.ndim - 1))[:REFERENCE_TOKENS]
+
+

@@ -1,0 +1,218 @@
+"""The training loop: reads top to bottom, knows nothing of what it trains."""
+
+import csv
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from uniavgen_cli.errors import WeightsError
+
+Batch = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """What trains, on what, for how long.
+
+    `batch(step)` draws everything from the step number, so that the same seed and step give the same batch.
+    `loss(module, batch, step)` returns named per-sample values, each (b,) and already weighted; the loop sums
+    the names and means the batch. `export(weights, folder)` writes the averaged weights as the product reads them.
+    """
+
+    name: str
+    module: nn.Module
+    batch: Callable[[int], Batch]
+    loss: Callable[[nn.Module, Batch, int], dict[str, Tensor]]
+    export: Callable[[dict[str, Tensor], Path], None]
+    steps: int
+    lr: float
+    warmup: int = 100
+    decay_from: float = 0.7  # share of the steps after which the rate falls to zero along a cosine
+    weight_decay: float = 0.01
+    ema: float = 0.999  # 0 keeps no average
+    clip: float = 1.0
+    dtype: torch.dtype = torch.float32  # of the matrix products; weights stay float32
+    checkpoint_every_s: float = 180.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a run stands: `losses` are means since the last report, `seconds_left` at the present speed."""
+
+    stage: str
+    step: int
+    steps: int
+    losses: dict[str, float]
+    steps_per_s: float
+    seconds_left: float
+
+
+def run(
+    stage: Stage,
+    out: Path,
+    *,
+    device: torch.device | str = "cpu",
+    report: Callable[[Progress], None] = lambda progress: None,
+    report_every: int = 20,
+) -> bool:
+    """Train `stage` in the folder `out`, going on from its checkpoint if there is one; True when it is finished.
+
+    Ctrl-C finishes the step, saves and returns False; the same call goes on from there. A checkpoint is replaced
+    whole, so a run that is killed loses at most `checkpoint_every_s` seconds. Raises WeightsError when the
+    checkpoint belongs to another model.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    module = stage.module.to(device).train()
+    optimizer = torch.optim.AdamW(
+        _decay_groups(module, stage.weight_decay), lr=stage.lr, betas=(0.9, 0.99), fused=True
+    )
+    average = {name: value.detach().clone() for name, value in module.state_dict().items()}
+    step = _resume(out / "checkpoint.pt", module, optimizer, average)
+    device_type = torch.device(device).type
+    totals: dict[str, Tensor] = {}
+    saved_at = reported_at = time.monotonic()
+    reported_step = step
+
+    with _stop_flag() as stopped, (out / "losses.csv").open("a", newline="") as log:
+        writer = csv.writer(log)
+        while step < stage.steps and not stopped():
+            for group in optimizer.param_groups:
+                group["lr"] = stage.lr * rate(step, stage)
+            batch = {
+                key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+                for key, value in stage.batch(step).items()
+            }
+            with torch.autocast(device_type, dtype=stage.dtype, enabled=stage.dtype != torch.float32):
+                losses = stage.loss(module, batch, step)
+            total = torch.stack([value.float().mean() for value in losses.values()]).sum()
+            optimizer.zero_grad(set_to_none=True)
+            total.backward()
+            norm = nn.utils.clip_grad_norm_(module.parameters(), stage.clip)
+            # one broken batch must not undo hours: a step whose gradient is not finite is left out
+            if torch.isfinite(norm):
+                optimizer.step()
+            _follow(average, module, min(stage.ema, (1 + step) / (10 + step)))
+            step += 1
+
+            for name, value in losses.items():
+                totals[name] = totals.get(name, torch.zeros((), device=device)) + value.detach().float().mean()
+            now = time.monotonic()
+            if step % report_every == 0 or step == stage.steps:
+                done = step - reported_step
+                means = {name: float(value) / done for name, value in totals.items()}
+                speed = done / (now - reported_at)
+                writer.writerow([step, f"{speed:.3f}", *(f"{n}={v:.5f}" for n, v in means.items())])
+                log.flush()
+                report(
+                    Progress(
+                        stage=stage.name,
+                        step=step,
+                        steps=stage.steps,
+                        losses=means,
+                        steps_per_s=speed,
+                        seconds_left=(stage.steps - step) / speed,
+                    )
+                )
+                totals, reported_at, reported_step = {}, now, step
+            if now - saved_at > stage.checkpoint_every_s:
+                _save(out / "checkpoint.pt", step, module, optimizer, average)
+                saved_at = time.monotonic()
+
+    _save(out / "checkpoint.pt", step, module, optimizer, average)
+    finished = step >= stage.steps
+    if finished:
+        stage.export(average, out)
+    return finished
+
+
+def rate(step: int, stage: Stage) -> float:
+    """The learning rate at `step` as a share of `stage.lr`: linear warm-up, flat, cosine to 2 %."""
+    warm = min(1.0, (step + 1) / max(1, stage.warmup))
+    start = stage.decay_from * stage.steps
+    if step <= start:
+        return warm
+    share = (step - start) / max(1.0, stage.steps - start)
+    return warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
+
+
+def averaged_weights(out: Path) -> dict[str, Tensor]:
+    """The averaged weights in the checkpoint of the folder `out`, whether its run is finished or not."""
+    return torch.load(out / "checkpoint.pt", map_location="cpu", weights_only=True)["average"]
+
+
+def _decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices and kernels decay; biases, gains and other vectors do not."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+@torch.no_grad()
+def _follow(average: dict[str, Tensor], module: nn.Module, share: float) -> None:
+    state = module.state_dict()
+    floats = [name for name, value in state.items() if value.is_floating_point()]
+    torch._foreach_lerp_([average[n] for n in floats], [state[n] for n in floats], 1 - share)
+    for name in state.keys() - set(floats):
+        average[name].copy_(state[name])
+
+
+def _save(
+    path: Path, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor]
+) -> None:
+    state = {
+        "step": step,
+        "module": module.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "average": average,
+    }
+    beside = path.with_suffix(".tmp")
+    torch.save(state, beside)
+    beside.replace(path)
+
+
+def _resume(
+    path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor]
+) -> int:
+    if not path.is_file():
+        return 0
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        module.load_state_dict(state["module"])
+        optimizer.load_state_dict(state["optimizer"])
+    except (RuntimeError, ValueError) as error:
+        raise WeightsError(
+            f"the checkpoint {path} does not fit this model ({str(error).splitlines()[0]})",
+            "train into another folder with --output, or remove it to begin anew",
+        ) from error
+    for name, value in state["average"].items():
+        average[name].copy_(value)
+    return int(state["step"])
+
+
+@contextmanager
+def _stop_flag() -> Iterator[Callable[[], bool]]:
+    """A function that turns True at the first Ctrl-C; a second one interrupts at once."""
+    asked = False
+
+    def ask(signum: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)
