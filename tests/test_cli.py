@@ -358,8 +358,8 @@ def test_a_recipe_no_part_understands_is_refused(
     run: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
     for recipe, said in (
-        ("part: nose", "train.part is 'nose'"),
-        ("part: face\n  stepz: 3", "train.stepz is unknown"),
+        ("part: nose", "train.part 'nose'"),
+        ("part: face\n  stepz: 3", "does not fit the part face"),
     ):
         Path("mine.yaml").write_text(f"extends: nano\nabout: mine\ntrain:\n  {recipe}\n")
         code, _, err = run("train", "--preset", "mine.yaml")

@@ -35,9 +35,16 @@ def test_error_rate_weighs_by_length() -> None:
 
 
 def test_frames_collapse_into_phonemes() -> None:
-    frames = [0, 0, M, M, M, T, AI, AI, AI, PAUSE, PAUSE, AI, AI, M, M]  # a single frame of t is no t
-    assert r.collapse(frames) == ("m", "aɪ", "aɪ", "m")
+    frames = [0, 0, M, M, M, T, AI, AI, AI, PAUSE, PAUSE, AI, AI, M, M]
+    assert r.collapse(frames) == ("m", "t", "aɪ", "aɪ", "m")
     assert r.collapse([]) == ()
+
+
+def test_the_best_path_does_not_flicker_but_changes_when_it_must() -> None:
+    scores = np.full((12, 3), -5.0)
+    scores[:6, 0], scores[6:, 1], scores[3, 2] = 0, 0, 2  # one frame of 2 inside a run of 0
+    assert r.best_path(scores) == [0] * 6 + [1] * 6
+    assert r.best_path(scores[:0]) == []
 
 
 def test_what_was_said_leaves_pauses_out_and_joins_repeats() -> None:

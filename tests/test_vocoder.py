@@ -55,7 +55,7 @@ def test_minimum_phase_keeps_the_magnitude_and_acts_at_once() -> None:
 
 
 def test_envelopes_are_lines_through_their_points() -> None:
-    weights = v.interpolation(20)
+    weights = v.interpolation(v.erb_scale(20))
     torch.testing.assert_close(weights.sum(0), torch.ones(v.NUM_FREQUENCIES))
     assert weights.min() >= 0 and weights[0, 0] == 1 and weights[-1, -1] == pytest.approx(1)
 
@@ -133,7 +133,7 @@ def test_the_trained_vocoder_gives_unheard_speech_back() -> None:
         pitch, made = stage.track_pitch(waveform[0].numpy()), stage.track_pitch(sound[0].numpy())
         both = (pitch > 0) & (made[: len(pitch)] > 0)
         pitch_errors.append(np.abs(np.log2(made[: len(pitch)][both] / pitch[both])))
-        assert 0.3 < sound.abs().max() < 3
+        assert 0.3 < sound.abs().max() <= 1
     assert np.mean(errors) < 0.45, (
         errors
     )  # natural log; white noise of the right loudness is off by more than 2

@@ -1,4 +1,4 @@
-"""What runs where: device, dtype, attention backend and memory, each chosen once by a rule and with its reason."""
+"""What runs where: device, dtype, attention backend and memory, each chosen by a rule, with its reason."""
 
 import importlib.util
 import os
@@ -46,7 +46,7 @@ class Runtime:
 
 
 def choose(device: str = AUTO, dtype: str = AUTO, attention: str = AUTO) -> Runtime:
-    """Device (auto, cpu, cuda, cuda:1 ...), dtype (auto, float32, bfloat16), attention (auto, sdpa, xformers).
+    """Device (auto, cpu, cuda, cuda:N), dtype (auto, float32, bfloat16), attention (auto, sdpa, xformers).
 
     Raises UsageError for what this machine doesn't have.
     """
@@ -68,7 +68,8 @@ def _device(wanted: str) -> Choice:
         raise UsageError(f"device {wanted!r} is unknown", "use auto, cpu, cuda or cuda:N")
     if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
         raise UsageError(
-            f"device {wanted} is not there ({torch.cuda.device_count()} CUDA devices)", "try --set runtime.device=cpu"
+            f"device {wanted} is not there ({torch.cuda.device_count()} CUDA devices)",
+            "try --set runtime.device=cpu",
         )
     return Choice(wanted, "asked for")
 
@@ -93,7 +94,7 @@ def _dtype(device: str, wanted: str) -> Choice:
 def _cpu_has_bfloat16() -> bool:
     import torch
 
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.12
     return any(capabilities.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))
 
 

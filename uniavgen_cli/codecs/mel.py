@@ -58,13 +58,18 @@ def _tables(device: torch.device) -> tuple[Tensor, Tensor]:
 
 def slaney_filterbank() -> Tensor:
     """Triangles of equal area on Slaney's scale (linear to 1 kHz, then logarithmic), float32 (80, 513)."""
-    edges = _mel_to_hz(torch.linspace(0, _hz_to_mel(MAX_HZ), NUM_BINS + 2, dtype=torch.float64))
-    lower, centre, upper = edges[:-2, None], edges[1:-1, None], edges[2:, None]
+    lower, centre, upper = (edge[:, None] for edge in bin_edges_hz())
     hz = torch.linspace(0, SAMPLE_RATE / 2, N_FFT // 2 + 1, dtype=torch.float64)
     rising = (hz - lower) / (centre - lower)
     falling = (upper - hz) / (upper - centre)
     triangles = torch.minimum(rising, falling).clamp_min(0)
     return (triangles * 2 / (upper - lower)).float()
+
+
+def bin_edges_hz() -> tuple[Tensor, Tensor, Tensor]:
+    """Where each bin's triangle begins, peaks and ends, in Hz, three float64 (80,)."""
+    edges = _mel_to_hz(torch.linspace(0, _hz_to_mel(MAX_HZ), NUM_BINS + 2, dtype=torch.float64))
+    return edges[:-2], edges[1:-1], edges[2:]
 
 
 _LINEAR_STEP_HZ = 200 / 3

@@ -4,6 +4,7 @@ Axis letters: b batch, f pixel frames, l latent frames (f = 1 + 4 (l - 1)), c ch
 Each latent frame describes four pixel frames; the first describes one, which the encoder sees four times.
 Nearly all work is in 2-D convolutions on the four frames stacked as channels; a causal convolution over
 latent frames, at the lowest resolution of the decoder, joins one group of four smoothly to the next.
+Beside the convolutions runs a plain linear map of each cell, from whose principal components training starts.
 """
 
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from uniavgen_cli.errors import WeightsError
 from uniavgen_cli.shapes import SPATIAL_STRIDE, TEMPORAL_STRIDE
 
 PATCH = 4  # pixels that become channels before the first convolution, each way
+CELL = SPATIAL_STRIDE // PATCH  # such patches a latent cell, each way
+GROUP_CHANNELS = 3 * TEMPORAL_STRIDE * PATCH**2
 UPSCALE_CHUNK = 8  # latent frames decoded to pixels at once, so that memory does not grow with the clip
 
 
@@ -95,10 +98,12 @@ class VideoVAE(nn.Module):
     def forward(self, frames: Tensor, noise: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Training's pass: unclamped frames (b, 3, f, h, w) from noised raw latents, and those latents clean.
 
-        `noise` is a deviation beside raw latents, which the loss keeps at unit scale; `generator` a CPU one.
+        A clip's noise has a deviation between 0 and `noise`, beside raw latents that the loss keeps at unit
+        scale; `generator` is a CPU one.
         """
         latents = self.encoder(frames)
-        disturbance = noise * torch.randn(latents.shape, generator=generator)
+        deviation = noise * torch.rand(len(latents), 1, 1, 1, 1, generator=generator)
+        disturbance = deviation * torch.randn(latents.shape, generator=generator)
         return self.decoder(latents + disturbance.to(latents.device)), latents
 
 
@@ -108,14 +113,15 @@ class Encoder(nn.Module):
     def __init__(self, config: VideoVAEConfig) -> None:
         super().__init__()
         widths = config.widths
-        self.stem = nn.Conv2d(3 * TEMPORAL_STRIDE * PATCH**2, widths[0], 3, padding=1)
+        self.linear = nn.Conv2d(GROUP_CHANNELS, config.latent_channels, CELL, stride=CELL)
+        self.stem = nn.Conv2d(GROUP_CHANNELS, widths[0], 3, padding=1)
         stages: list[nn.Module] = []
         for i, width in enumerate(widths):
             if i:
                 stages.append(nn.Conv2d(widths[i - 1], width, 2, stride=2))
             stages += [ResidualBlock(width) for _ in range(config.encoder_blocks[i])]
         self.stages = nn.Sequential(*stages)
-        self.head = nn.Conv2d(widths[-1], config.latent_channels, 3, padding=1)
+        self.head = nn.Conv2d(widths[-1], config.latent_channels, 1)
 
     def forward(self, frames: Tensor) -> Tensor:
         """Raw latents (b, c, l, h/16, w/16) of frames (b, 3, f, h, w)."""
@@ -124,15 +130,8 @@ class Encoder(nn.Module):
             raise ValueError(f"{num_frames} frames are not 1 + {TEMPORAL_STRIDE}k")
         if height % SPATIAL_STRIDE or width % SPATIAL_STRIDE:
             raise ValueError(f"a side of {height}x{width} is no multiple of {SPATIAL_STRIDE}")
-        still = frames[:, :, :1].expand(-1, -1, TEMPORAL_STRIDE - 1, -1, -1)
-        groups = rearrange(
-            torch.cat([still, frames], dim=2),
-            "b c (l t) (h p) (w q) -> (b l) (t c p q) h w",
-            t=TEMPORAL_STRIDE,
-            p=PATCH,
-            q=PATCH,
-        ).contiguous(memory_format=torch.channels_last)
-        latents = self.head(F.relu(self.stages(self.stem(groups))))
+        groups = grouped(frames).contiguous(memory_format=torch.channels_last)
+        latents = self.linear(groups) + self.head(F.relu(self.stages(self.stem(groups))))
         return rearrange(latents, "(b l) c h w -> b c l h w", b=frames.shape[0])
 
 
@@ -143,6 +142,7 @@ class Decoder(nn.Module):
         super().__init__()
         widths = config.widths[::-1]
         blocks = config.decoder_blocks[::-1]
+        self.linear = nn.Conv2d(config.latent_channels, GROUP_CHANNELS * CELL**2, 1)
         self.stem = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
         self.history = CausalBlock(widths[0])
         stages: list[nn.Module] = []
@@ -151,15 +151,21 @@ class Decoder(nn.Module):
                 stages += [nn.Conv2d(widths[i - 1], 4 * width, 1), nn.PixelShuffle(2)]
             stages += [ResidualBlock(width) for _ in range(blocks[i])]
         self.stages = nn.Sequential(*stages)
-        self.head = nn.Conv2d(widths[-1], 3 * TEMPORAL_STRIDE * PATCH**2, 3, padding=1)
+        self.head = nn.Conv2d(widths[-1], GROUP_CHANNELS, 3, padding=1)
 
     def forward(self, latents: Tensor) -> Tensor:
         """Frames (b, 3, f, h, w) of raw latents (b, c, l, h/16, w/16)."""
         batch = latents.shape[0]
         x = rearrange(latents, "b c l h w -> (b l) c h w").contiguous(memory_format=torch.channels_last)
-        x = self.history(self.stem(x), batch)
+        deep = self.history(self.stem(x), batch)
         # From here on every latent frame is by itself, so a long clip goes through in chunks.
-        groups = torch.cat([self.head(F.relu(self.stages(part))) for part in x.split(UPSCALE_CHUNK * batch)])
+        chunk = UPSCALE_CHUNK * batch
+        groups = torch.cat(
+            [
+                F.pixel_shuffle(self.linear(flat), CELL) + self.head(F.relu(self.stages(part)))
+                for flat, part in zip(x.split(chunk), deep.split(chunk), strict=True)
+            ]
+        )
         frames = rearrange(
             groups,
             "(b l) (t c p q) h w -> b c (l t) (h p) (w q)",
@@ -190,7 +196,7 @@ class CausalBlock(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.first = nn.Conv2d(3 * width, width, 1)
-        self.second = nn.Conv2d(width, width, 3, padding=1)
+        self.second = nn.Conv2d(width, width, 1)
         nn.init.zeros_(self.second.weight)
 
     def forward(self, x: Tensor, batch: int) -> Tensor:
@@ -198,6 +204,18 @@ class CausalBlock(nn.Module):
         ago = F.pad(now, (0, 0, 0, 0, 0, 0, 2, 0))  # two latent frames of zeros before the clip
         steps = rearrange(torch.cat([ago[:, :-2], ago[:, 1:-1], now], dim=2), "b l c h w -> (b l) c h w")
         return x + self.second(F.relu(self.first(steps.contiguous(memory_format=torch.channels_last))))
+
+
+def grouped(frames: Tensor) -> Tensor:
+    """Frames (b, 3, f, h, w), the first four times, in fours with patches as channels (b*l, c, h/4, w/4)."""
+    still = frames[:, :, :1].expand(-1, -1, TEMPORAL_STRIDE - 1, -1, -1)
+    return rearrange(
+        torch.cat([still, frames], dim=2),
+        "b c (l t) (h p) (w q) -> (b l) (t c p q) h w",
+        t=TEMPORAL_STRIDE,
+        p=PATCH,
+        q=PATCH,
+    )
 
 
 def _per_channel(statistics: Tensor) -> Tensor:

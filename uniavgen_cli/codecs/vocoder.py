@@ -8,18 +8,19 @@ generated, noisy mel still gives a clear voice.
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from uniavgen_cli.codecs.mel import HOP, NUM_BINS, SAMPLE_RATE
+from uniavgen_cli.codecs.mel import HOP, NUM_BINS, PEAK, SAMPLE_RATE, bin_edges_hz, denormalize
+from uniavgen_cli.models.state_dict import load_weights
 
 N_FFT = 1024
 WINDOW = 2 * HOP  # periodic Hann windows of two hops add up to one
 NUM_FREQUENCIES = N_FFT // 2 + 1
 PITCH_MIN_HZ, PITCH_MAX_HZ = 55.0, 440.0
-_QUIET = -5.0  # natural-log level that an untrained network starts from: that of speech, not of full scale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,7 @@ class Voicing:
 class Vocoder(nn.Module):
     """Normalised mels (b, t, 80) to 24 kHz sound (b, t*240), the same sound for the same mels."""
 
+    mel_grid: Tensor
     pulse_grid: Tensor
     noise_grid: Tensor
     pitch_hz: Tensor
@@ -57,10 +59,17 @@ class Vocoder(nn.Module):
         self.norm = nn.LayerNorm(config.dim)
         self.pitch = nn.Linear(config.dim, config.pitch_bins)
         self.envelopes = nn.Linear(config.dim, config.pulse_points + config.noise_points)
-        nn.init.constant_(self.envelopes.bias, _QUIET)
-        self.register_buffer("pulse_grid", interpolation(config.pulse_points), persistent=False)
-        self.register_buffer("noise_grid", interpolation(config.noise_points), persistent=False)
+        self.register_buffer("mel_grid", interpolation(bin_edges_hz()[1]), persistent=False)
+        self.register_buffer("pulse_grid", interpolation(erb_scale(config.pulse_points)), persistent=False)
+        self.register_buffer("noise_grid", interpolation(erb_scale(config.noise_points)), persistent=False)
         self.register_buffer("pitch_hz", pitch_classes(config.pitch_bins), persistent=False)
+
+    @classmethod
+    def load(cls, path: Path, config: VocoderConfig) -> "Vocoder":
+        """The vocoder with the weights at `path`, float32; raises WeightsError when they don't fit."""
+        vocoder = cls(config)  # not on the meta device: its tables are no weights
+        load_weights(vocoder, path)
+        return vocoder.eval()
 
     def forward(self, mels: Tensor) -> Voicing:
         x = self.embed(mels.transpose(1, 2)).transpose(1, 2)  # (b, t, d)
@@ -70,17 +79,22 @@ class Vocoder(nn.Module):
         sizes = (self.config.pulse_points, self.config.noise_points)
         pulse, noise = self.envelopes(x).float().split(sizes, dim=-1)
         with torch.autocast(x.device.type, enabled=False):  # logarithms, soon to be exponents
-            return Voicing(self.pitch(x).float(), pulse @ self.pulse_grid, noise @ self.noise_grid)
+            # the mel itself is a first guess at both envelopes; the network says what each is beside it
+            rough = denormalize(mels.float()) @ self.mel_grid  # (b, t, 513)
+            pulse, noise = rough + pulse @ self.pulse_grid, rough + noise @ self.noise_grid
+        return Voicing(self.pitch(x).float(), pulse, noise)
 
     @torch.inference_mode()
     def decode(self, mels: Tensor) -> Tensor:
-        """Sound (b, t*240), float32, of normalised mels (b, t, 80)."""
+        """Sound (b, t*240), float32, peak 0.999146 or less, of normalised mels (b, t, 80)."""
         voicing = self(mels.to(self.embed.weight.dtype))
         pitch_hz = self.read_pitch(voicing.pitch_logits)
         samples = mels.shape[1] * HOP
         # drawn on the CPU, so that every device makes the same sound
         noise = torch.randn(samples, generator=torch.Generator().manual_seed(0)).to(mels.device)
-        return synthesise(voicing, pitch_hz, noise.expand(mels.shape[0], samples))
+        sound = synthesise(voicing, pitch_hz, noise.expand(mels.shape[0], samples))
+        # the phases are ours, so a peak can rise above the one the mel was taken from
+        return sound * (PEAK / sound.abs().amax(1, keepdim=True).clamp_min(PEAK))
 
     def read_pitch(self, logits: Tensor) -> Tensor:
         """Pitch in Hz (b, t): the mean around the likeliest class, on a logarithmic scale."""
@@ -153,10 +167,15 @@ def pitch_classes(num_bins: int) -> Tensor:
     return torch.linspace(math.log(PITCH_MIN_HZ), math.log(PITCH_MAX_HZ), num_bins).exp()
 
 
-def interpolation(num_points: int) -> Tensor:
-    """Weights (num_points, 513) that draw lines between points even on the ERB scale, 0 to 12 kHz."""
+def erb_scale(num_points: int) -> Tensor:
+    """Frequencies in Hz evenly spaced on the ear's scale (Glasberg and Moore 1990), 0 to 12 kHz."""
     top = math.log1p(SAMPLE_RATE / 2 / 228.8)
-    points_hz = 228.8 * torch.expm1(torch.linspace(0, top, num_points, dtype=torch.float64))
+    return 228.8 * torch.expm1(torch.linspace(0, top, num_points, dtype=torch.float64))
+
+
+def interpolation(points_hz: Tensor) -> Tensor:
+    """Weights (num_points, 513) that draw lines between points at these frequencies, flat beyond them."""
+    num_points = len(points_hz)
     hz = torch.linspace(0, SAMPLE_RATE / 2, NUM_FREQUENCIES, dtype=torch.float64)
     right = torch.searchsorted(points_hz, hz).clamp(1, num_points - 1)
     share = ((hz - points_hz[right - 1]) / (points_hz[right] - points_hz[right - 1])).clamp(0, 1)

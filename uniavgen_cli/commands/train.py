@@ -41,13 +41,13 @@ def train(
         raise UsageError(f"preset {recipe.name} has no recipe to train", f"take one of {recipes}")
     folder = output or Path("runs") / recipe.name
 
-    from uniavgen_cli.training.stages import build_stage
+    from uniavgen_cli.training.stages import build_stage, training_device
     from uniavgen_cli.training.trainer import run
 
     with _output.progress(quiet=quiet) as progress:
-        stage, device = build_stage(recipe, progress)
+        stage = build_stage(recipe, folder, progress)
     with _reports(quiet) as report:
-        finished = run(stage, folder, device=device, report=report)
+        finished = run(stage, folder, device=training_device(recipe), report=report)
     if not finished:
         raise Interrupted(f"stopped, and saved in {folder}", "the same command goes on from there")
     if json:

@@ -51,19 +51,27 @@ def build(
             yield done
 
 
-def load(out: Path, *, pictures: bool) -> list[dict[str, torch.Tensor | str]]:
-    """Every cached clip of a folder as one dictionary a clip, in index order.
+@dataclass(frozen=True)
+class CachedClip:
+    """One clip: `tensors` are what `sound_arrays` and `picture_arrays` give, `texts` its words.
 
-    Keys: `mel` (A, 80), `phonemes` (A,), `reference_mel` (R, 80), `reference_phonemes` (R,), `text`,
-    `reference_text`, `caption`; with pictures also `latents` (F, c, h, w), `face_mask` (F, rows, columns) and
-    `mouth_mask` (F, h, w).
+    The texts are `text`, `reference_text`, `caption` and `emotion`.
     """
+
+    tensors: dict[str, torch.Tensor]
+    texts: dict[str, str]
+
+
+def load(out: Path, *, pictures: bool) -> list[CachedClip]:
+    """Every cached clip of a folder in index order, with its pictures or those clips' sound alone."""
     clips = []
     kind = "video" if pictures else "audio"
     for path in sorted(out.glob(f"{kind}-*.safetensors")):
-        audio = _read(_shard(out, "audio", int(path.stem.split("-")[1])))
-        video = _read(path) if pictures else {}
-        clips += [{**audio[name], **video.get(name, {})} for name in sorted(audio, key=int)]
+        sounds = _read(_shard(out, "audio", int(path.stem.split("-")[1])))
+        seen = _read(path) if pictures else {}
+        for index, sound in sounds.items():
+            drawn = seen[index].tensors if pictures else {}
+            clips.append(CachedClip({**sound.tensors, **drawn}, sound.texts))
     return clips
 
 
@@ -96,14 +104,15 @@ def _write_shard(out: Path, seed: int, start: int, vae: VAESource | None) -> int
     return SHARD
 
 
-def _read(path: Path) -> dict[str, dict[str, torch.Tensor | str]]:
-    clips: dict[str, dict[str, torch.Tensor | str]] = {}
+def _read(path: Path) -> dict[str, CachedClip]:
+    """The clips of one shard by their index; those of a picture shard have no texts."""
     with safe_open(path, framework="pt") as file:
-        for name, texts in json.loads(file.metadata()["texts"]).items():
-            clips[name] = dict(texts)
-        for key in file.keys():
+        texts = json.loads(file.metadata()["texts"])
+        clips: dict[str, CachedClip] = {}
+        for key in sorted(file.keys(), key=lambda key: int(key.split("/")[0])):
             index, name = key.split("/")
-            clips.setdefault(index, {})[name] = file.get_tensor(key)
+            clip = clips.setdefault(index, CachedClip({}, texts.get(index, {})))
+            clip.tensors[name] = file.get_tensor(key)
     return clips
 
 
@@ -146,5 +155,3 @@ def box_masks(boxes: np.ndarray, spec: ClipSpec, rows: int, columns: int) -> tor
     covered = np.stack([face_mask(tuple(box), spec.height, spec.width, rows, columns) for box in boxes])
     groups = [covered[:1]] + np.split(covered[1:], (spec.num_frames - 1) // TEMPORAL_STRIDE)
     return torch.from_numpy(np.stack([group.mean(0) for group in groups]).astype(np.float16))
-
-

@@ -99,7 +99,8 @@ def sample_clip(
         text=text,
         samples=samples,
         phonemes=tuple(
-            replace(p, start_s=p.start_s + lead_exact_s, end_s=p.end_s + lead_exact_s) for p in spoken.phonemes
+            replace(p, start_s=p.start_s + lead_exact_s, end_s=p.end_s + lead_exact_s)
+            for p in spoken.phonemes
         ),
         reference=speak(reference_text, voice, emotion),
         reference_text=reference_text,

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from uniavgen_cli.diffusion.sampler import Given, State
-from uniavgen_cli.models.uniavgen import AudioStream, Conditions, JointOutput, Switches, UniAVGen, VideoStream
+from uniavgen_cli.models.uniavgen import AudioStream, Conditions, Switches, UniAVGen, VideoStream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class Guidance:
     video_scale: float = 1.0  # 1: none
     audio_scale: float = 1.0  # 1: none
     skip_block: int | None = None  # the block the unconditional pass leaves out; None: it runs them all
-    modality_fraction: float = 0.0  # share of the steps whose unconditional pass is two lone branches; 0: none
+    modality_fraction: float = 0.0  # share of the steps whose unconditional branches are alone; 0: none
 
     @property
     def is_neutral(self) -> bool:
@@ -81,9 +81,14 @@ def guided(
     return denoise
 
 
+# Video tokens of a clip up to which one batch is faster: above, a single pass fills the device by itself.
+# Measured with nano on a CPU: 336 tokens take 0.75 of the time in bfloat16, the same in float32.
+BATCHED_TOKENS = {"cpu": 512, "cuda": 4096}
+
+
 def batch_passes(device_type: str, num_tokens: int) -> bool:
-    """Whether one batch of both passes is the faster way for a clip of `num_tokens` video tokens."""
-    return device_type == "cuda" and num_tokens <= 4096
+    """Whether to run both passes of a clip of `num_tokens` video tokens as one batch."""
+    return num_tokens <= BATCHED_TOKENS[device_type]
 
 
 Streams = tuple[VideoStream, AudioStream]
@@ -148,18 +153,15 @@ def join_conditions(first: Conditions, second: Conditions) -> Conditions:
     """Both conditions as one batch; what only one of them has is empty in the other."""
 
     def optional(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-        if a is None and b is None:
-            return None
-        return torch.cat((torch.zeros_like(b) if a is None else a, torch.zeros_like(a) if b is None else b))
+        if a is None:
+            return None if b is None else torch.cat((torch.zeros_like(b), b))
+        return torch.cat((a, torch.zeros_like(a) if b is None else b))
 
     def padded(a: Tensor, b: Tensor, value: int) -> Tensor:
-        length = max(a.shape[1], b.shape[1])
-        sides = [(0, 0)] * (a.ndim - 2)
-
-        def pad(x: Tensor) -> Tensor:
-            return functional.pad(x, (*sum(sides, ()), 0, length - x.shape[1]), value=value)
-
-        return torch.cat((pad(a), pad(b)))
+        missing = a.shape[1] - b.shape[1]
+        behind = [0] * 2 * (a.ndim - 2)  # axes after the second stay as they are
+        a = functional.pad(a, (*behind, 0, max(0, -missing)), value=value)
+        return torch.cat((a, functional.pad(b, (*behind, 0, max(0, missing)), value=value)))
 
     return Conditions(
         caption=padded(first.caption, second.caption, 0),

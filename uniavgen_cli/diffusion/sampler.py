@@ -11,7 +11,7 @@ from uniavgen_cli.models.uniavgen import AudioStream, VideoStream, on_device
 
 @dataclass(frozen=True)
 class State:
-    """Both streams on their way from noise to data: video latents (b, c, f, h, w) and mels (b, t, mel_bins)."""
+    """Both streams between noise and data: video latents (b, c, f, h, w), mels (b, t, mel_bins)."""
 
     video: Tensor
     audio: Tensor
@@ -21,13 +21,12 @@ def noise(video_shape: tuple[int, ...], audio_shape: tuple[int, ...], seed: int)
     """Standard normal noise from a CPU generator: one seed, one noise, whatever the device."""
     generator = torch.Generator().manual_seed(seed)
     return State(
-        video=torch.randn(video_shape, generator=generator), audio=torch.randn(audio_shape, generator=generator)
+        video=torch.randn(video_shape, generator=generator),
+        audio=torch.randn(audio_shape, generator=generator),
     )
 
 
-def sample(
-    state: State, timesteps: tuple[float, ...], denoise: Callable[[State, float], State]
-) -> State:
+def sample(state: State, timesteps: tuple[float, ...], denoise: Callable[[State, float], State]) -> State:
     """Euler steps along the velocity noise - data that `denoise(state, t)` gives."""
     for now, following in zip(timesteps[:-1], timesteps[1:], strict=True):
         velocity = denoise(state, now)
@@ -85,8 +84,8 @@ class Given:
     def audio_stream(self, state: State, timestep: Tensor) -> AudioStream:
         """What the model reads of the sound at timestep (b,): 0 for the given tokens.
 
-        The reference voice, though clean, goes by the noisy tokens' timestep as the released model does, or by 0
-        once there are none.
+        The reference voice, though clean, goes by the noisy tokens' timestep as in the released model, or
+        by 0 once there are none.
         """
         mels = self.put_back(state).audio
         if self.reference_audio is not None:

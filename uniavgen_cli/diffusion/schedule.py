@@ -4,7 +4,7 @@ import torch
 
 
 def timesteps(steps: int, shift: float) -> tuple[float, ...]:
-    """`steps` timesteps from 1000 down and a final 0; a `shift` over 1 spends more of them where noise is high."""
+    """`steps` timesteps from 1000 down, then 0; a `shift` over 1 spends more of them where noise is high."""
     if steps < 1 or shift <= 0:
         raise ValueError(f"steps {steps} and shift {shift} must both be positive")
     # Rounded to float32 where the released model rounds, so that the numbers are its own.

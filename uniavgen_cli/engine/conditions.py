@@ -60,12 +60,16 @@ def prepare(plan: Plan, vae: VideoVAE, captions: CaptionEncoder) -> Prepared:
         given_audio, gain = _given_sound(plan)
     reference_audio, reference_ids, reference_text = None, np.zeros(0, np.int64), ""
     if plan.voice is not None:
-        reference_audio, reference_ids, reference_text = _reference_voice(plan.voice, request.voice_text, spec)
+        reference_audio, reference_ids, reference_text = _reference_voice(
+            plan.voice, request.voice_text, spec
+        )
 
     phonemes = plan.phonemes
     if row.given_video == "all" and phonemes and frames is not None:
         phonemes = _fit_to_lips(plan, frames)
-    placed = place_phonemes(phonemes, spec.audio_tokens) if phonemes else np.zeros(spec.audio_tokens, np.int64)
+    placed = (
+        place_phonemes(phonemes, spec.audio_tokens) if phonemes else np.zeros(spec.audio_tokens, np.int64)
+    )
     before = character_indices(reference_text + " ") if reference_text else []
     positive_speech, positive_lengths = pad_tokens([before + character_indices(plan.speech)])
     negative_speech, negative_lengths = pad_tokens([before])
@@ -212,7 +216,9 @@ def _face_prior(plan: Plan, picture: np.ndarray) -> Tensor | None:
     if faces:
         box = choose_face(faces, plan.request.face_index).box
     elif plan.request.require_face:
-        raise InputError("no face was found in the picture", "give a clearer one, or leave out --require-face")
+        raise InputError(
+            "no face was found in the picture", "give a clearer one, or leave out --require-face"
+        )
     else:
         logger.warning("no face was found; the middle of the picture is taken for it")
         box = (spec.width * 0.25, spec.height * 0.15, spec.width * 0.75, spec.height * 0.85)

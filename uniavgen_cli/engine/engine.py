@@ -130,7 +130,9 @@ class Engine:
             preset,
             runtime,
             model=model,
-            video_vae=VideoVAE.load(folder / "video_vae.safetensors", VideoVAEConfig(**preset.video_vae)).to(device),
+            video_vae=VideoVAE.load(folder / "video_vae.safetensors", VideoVAEConfig(**preset.video_vae)).to(
+                device
+            ),
             vocoder=Vocoder.load(folder / "vocoder.safetensors", VocoderConfig(**preset.vocoder)).to(device),
             captions=CaptionEncoder.load(folder / "caption.safetensors", CaptionConfig(**preset.caption)),
             weights_hash=provenance.weights_sha256(folder),
@@ -213,7 +215,13 @@ class Engine:
             return denoise(state, time)
 
         start = noise(
-            (1, self.model.config.video_latent_channels, spec.latent_frames, spec.latent_height, spec.latent_width),
+            (
+                1,
+                self.model.config.video_latent_channels,
+                spec.latent_frames,
+                spec.latent_height,
+                spec.latent_width,
+            ),
             (1, spec.audio_tokens, self.model.config.mel_bins),
             plan.request.seed,
         )

@@ -90,7 +90,9 @@ def check(request: Request, preset: Preset) -> Plan:
         speech = None  # the given sound is the speech; the quoted words only describe it
     speech = (speech or "").strip()
     if request.steps is not None and not 1 <= request.steps <= 1000:
-        raise UsageError(f"--steps {request.steps} is outside 1..1000", "20 is usual for nano, 50 for uniavgen")
+        raise UsageError(
+            f"--steps {request.steps} is outside 1..1000", "20 is usual for nano, 50 for uniavgen"
+        )
     if request.duration_s is not None and request.duration_s <= 0:
         raise UsageError(f"--duration {request.duration_s:g} is not positive", "give seconds, such as 3.5")
     if request.voice is not None:
@@ -212,13 +214,21 @@ def _model_size(request: Request, preset: Preset, source: tuple[int, int] | None
     size = request.size if request.size is not None else preset.clip.short_side
     if isinstance(size, int):
         if size < 64 or size > 2048:
-            raise UsageError(f"--size {size} is outside 64..2048", f"{preset.clip.short_side} is this preset's")
+            raise UsageError(
+                f"--size {size} is outside 64..2048", f"{preset.clip.short_side} is this preset's"
+            )
         short_side = -(-size // SIZE_MULTIPLE) * SIZE_MULTIPLE
         return fit_size(*(source or (1, 1)), short_side)
     height, width = size
-    if min(height, width) < 64 or max(height, width) > 4096 or height % SIZE_MULTIPLE or width % SIZE_MULTIPLE:
+    if (
+        min(height, width) < 64
+        or max(height, width) > 4096
+        or height % SIZE_MULTIPLE
+        or width % SIZE_MULTIPLE
+    ):
         raise UsageError(
-            f"--size {width}x{height} can't be made", f"sides are multiples of {SIZE_MULTIPLE} from 64 to 4096"
+            f"--size {width}x{height} can't be made",
+            f"sides are multiples of {SIZE_MULTIPLE} from 64 to 4096",
         )
     return height, width
 

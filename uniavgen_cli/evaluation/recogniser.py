@@ -27,7 +27,9 @@ from uniavgen_cli.data.voice import (
 
 SEED = 7_000_003  # apart from the seeds of model training
 _SILENT = (PHONEMES.index(""), PHONEMES.index("pause"))
-_SHORTEST = 2  # frames; the briefest phoneme spoken lasts three
+_CHANGE_COST = (
+    4.0  # of another label than the last, in natural logarithms; errors on true sound: 9 % at 0, 3 % at 4
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +59,7 @@ class Recogniser(nn.Module):
     @torch.inference_mode()
     def recognise(self, mels: Tensor) -> tuple[str, ...]:
         """The phonemes heard in one normalised mel (t, 80), pauses left out."""
-        return collapse(self(mels[None].float())[0].argmax(-1).tolist())
+        return collapse(best_path(self(mels[None].float())[0].log_softmax(-1).numpy()))
 
     def hear(self, samples: np.ndarray) -> tuple[str, ...]:
         """The phonemes heard in mono 24 kHz samples (n,) of any loudness."""
@@ -78,16 +80,26 @@ class _Block(nn.Module):
 
 
 def collapse(frames: Sequence[int]) -> tuple[str, ...]:
-    """Frame labels to a phoneme sequence: runs joined, runs of one frame and silences dropped."""
-    heard: list[int] = []
-    run = 0
-    for here, label in enumerate(frames):
-        run = run + 1 if here and label == frames[here - 1] else 1
-        if run == _SHORTEST and label not in _SILENT and heard[-1:] != [label]:
-            heard.append(label)
-        if run == _SHORTEST and label in _SILENT and heard[-1:] != [-1]:
-            heard.append(-1)  # the same phoneme on both sides of a pause was said twice
-    return tuple(PHONEMES[label] for label in heard if label >= 0)
+    """Frame labels to a phoneme sequence: runs joined, silences dropped."""
+    runs = [label for here, label in enumerate(frames) if here == 0 or label != frames[here - 1]]
+    return tuple(PHONEMES[label] for label in runs if label not in _SILENT)
+
+
+def best_path(scores: np.ndarray) -> list[int]:
+    """The labels (t,) of highest summed score (t, labels), each change costing `_CHANGE_COST` (Viterbi)."""
+    if not len(scores):
+        return []
+    best = scores[0]
+    came_from = []
+    for now in scores[1:]:
+        top = int(best.argmax())
+        stays = best >= best[top] - _CHANGE_COST
+        came_from.append(np.where(stays, np.arange(len(best)), top))
+        best = np.maximum(best, best[top] - _CHANGE_COST) + now
+    path = [int(best.argmax())]
+    for previous in reversed(came_from):
+        path.append(int(previous[path[-1]]))
+    return path[::-1]
 
 
 def said(timed: Sequence[TimedPhoneme]) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from uniavgen_cli.errors import InputError, UsageError
 
 PACKS = Path("~/.insightface/models")  # where insightface itself keeps its packs; nothing is downloaded
 _DRAWN_SCORE = 0.5
+_SURE_SCORE = 0.75  # of the drawn detector, which gives avatars 0.9 and photographs 0.7
 _SECOND_SCORE = 0.92  # of the cascade: beside one sure face, a hand or a flower is easily taken for another
 _OVERLAP = 0.4  # boxes that share more are one face
 
@@ -38,7 +39,7 @@ def detect_faces(frame: np.ndarray, detector: str = "auto") -> list[Face]:
     """Faces in a uint8 RGB frame (h, w, 3), the largest first; boxes end at the frame's edges.
 
     `auto` is insightface when `find_pack` has one, else the built-in pair: the network for drawn faces, and
-    OpenCV's cascade where it sees none. Raises UsageError for a detector that isn't there.
+    OpenCV's cascade where that is unsure. Raises UsageError for a detector that isn't there.
     """
     if detector == "auto":
         detector = "insightface" if find_pack() else "built-in"
@@ -124,7 +125,11 @@ def _insightface_app(pack: Path) -> Any:
 
 
 def _built_in(frame: np.ndarray) -> list[Face]:
-    return _drawn(frame) or _cascade(frame)
+    """The drawn detector where it is sure; of a photograph it isn't, and the cascade's box fits better."""
+    drawn = _drawn(frame)
+    if any(face.score > _SURE_SCORE for face in drawn):
+        return drawn
+    return _cascade(frame) or drawn
 
 
 def _cascade(frame: np.ndarray) -> list[Face]:

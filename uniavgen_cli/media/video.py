@@ -21,7 +21,7 @@ from uniavgen_cli.media.probe import MediaInfo, VideoInfo, probe, require_sound,
 _SCALER = "lanczos+accurate_rnd+full_chroma_int"
 _SEEK_MARGIN_S = 10.0  # decoding begins this much early, so that a long-held frame before the start is known
 CRF = 18
-CRF_NEAR_LOSSLESS = 12  # a decoded clip, encoded again, stays at 48 dB and above; the promise is 45
+_GIVEN_QP = 12  # a quantiser, not a rate factor: that one lets noisy pictures fall below the 45 dB promised
 
 # What an MP4 may hold; anything else stays in a container of its own kind, or is encoded anew.
 _MP4_VIDEO = {"h264", "hevc", "av1", "vp9", "mpeg4", "mpeg2video", "mpeg1video", "mjpeg"}
@@ -217,7 +217,6 @@ def write_continued(
     metadata: dict[str, str] | None = None,
     overwrite: bool = False,
     num_frames: int | None = None,
-    crf: int = CRF_NEAR_LOSSLESS,
 ) -> Path:
     """Write the given clip and then the new frames and samples, at the given size, rate and colours.
 
@@ -225,21 +224,18 @@ def write_continued(
     its rate and up to two channels, sample for sample, padded or trimmed to where its picture ends. `frames`
     at `fps` and mono `samples` (n,) at `sample_rate` are converted to that. Raises InputError, OutputError.
     """
-    info = require_video(given)
-    video = _video(given)
+    info, video = probe(given), _video(given)
     new, feed, new_s = _picture(frames, fps, num_frames)
     rate = _rate(video.fps)
     counts = video.num_frames, round(new_s * rate)
     height, width = video.height - video.height % 2, video.width - video.width % 2  # yuv420p has no odd sides
+    matrix, colours = _colours(video)
+    scaler = {"flags": _SCALER, "out_range": colours["range"]}
     old = ffmpeg.open_input(Path(given)).video.filter("fps", str(rate), start_time=0)
-    old = old.filter("scale", video.width, video.height, flags=_SCALER).filter("format", "yuv420p")
+    old = old.filter("scale", video.width, video.height, **scaler).filter("format", "yuv420p")
     old = old.filter("crop", width, height, 0, 0)
     new = new.filter("fps", str(rate), start_time=0)
-    matrix, colours = _colours(video)
-    new = new.filter(
-        "scale", width, height, flags=_SCALER, out_color_matrix=matrix, out_range=colours["range"]
-    )
-    new = new.filter("format", "yuv420p")
+    new = new.filter("scale", width, height, out_color_matrix=matrix, **scaler).filter("format", "yuv420p")
     parts = [
         part.filter("setsar", 1)
         .filter("setparams", **colours)
@@ -250,9 +246,8 @@ def write_continued(
     sound, sound_rate = _continued_sound(info, samples, sample_rate, counts[0] / float(rate))
     sound = _fitted(sound, sound_rate, sum(counts) / float(rate))
     with whole_file(path, overwrite) as temporary, sound_file(sound, sound_rate) as wav:
-        options = (
-            _encode_video(temporary, crf) | _encode_sound(temporary, "256k") | _container(temporary, metadata)
-        )
+        options = _encode_video(temporary, qp=_GIVEN_QP) | _encode_sound(temporary, "256k")
+        options |= _container(temporary, metadata)
         picture = graph.concat(*parts, n=2, v=1, a=0)
         ffmpeg.run(ffmpeg.write_output([picture, ffmpeg.open_input(wav).audio], temporary, **options), feed)
     return Path(path)
@@ -342,18 +337,16 @@ def _fitted(samples: np.ndarray, sample_rate: int, duration_s: float) -> np.ndar
     return np.pad(samples[:wanted], ((0, missing),) + ((0, 0),) * (samples.ndim - 1))
 
 
-def _encode_video(path: Path, crf: int) -> dict[str, Any]:
+def _encode_video(path: Path, crf: int = CRF, qp: int | None = None) -> dict[str, Any]:
     if path.suffix == ".webm":
-        return {"c:v": "libvpx-vp9", "crf": crf + 8, "b:v": 0}
-    return {"c:v": "libx264", "crf": crf, "preset": "medium"}
+        return {"c:v": "libvpx-vp9", "crf": crf + 8 if qp is None else qp, "b:v": 0}
+    return {"c:v": "libx264", "preset": "medium"} | ({"crf": crf} if qp is None else {"qp": qp})
 
 
 def _encode_sound(path: Path, bitrate: str) -> dict[str, Any]:
     if path.suffix == ".webm":
         return {"c:a": "libopus", "b:a": "128k"}
-    if (
-        path.suffix == ".mkv"
-    ):  # AAC would end in silence there: Matroska can't say where its last packet stops
+    if path.suffix == ".mkv":  # which can't say where the last AAC packet stops: it would end in silence
         return {"c:a": "flac"}
     return {"c:a": "aac", "b:a": bitrate}
 

@@ -1,4 +1,4 @@
-"""Which audio tokens a latent frame listens to, and which latent frames an audio token looks at: indices only.
+"""Which audio tokens a latent frame hears, and which latent frames an audio token sees: indices only.
 
 Source: UniAVGen, arXiv 2511.03334, section 3.3, at the rates the released model uses.
 """
@@ -21,8 +21,8 @@ def pixel_frames(num_frames: int) -> int:
 def audio_windows(num_frames: int, num_tokens: int) -> tuple[tuple[int, ...], ...]:
     """The audio tokens each latent frame attends to, in order; all windows have one length.
 
-    A window is the frame's own span and two pixel frames on both sides. Indices beyond the sound repeat its first
-    or last token, so that a token's place in the window keeps its meaning.
+    A window is the frame's own span and two pixel frames on both sides. Indices beyond the sound repeat its
+    first or last token, so that a token's place in the window keeps its meaning.
     """
     rate = tokens_per_frame(num_frames, num_tokens)
     before, after = floor(2 * rate), ceil(2 * rate)
@@ -60,8 +60,8 @@ class VideoSource:
 def video_sources(num_frames: int, num_tokens: int) -> tuple[VideoSource, ...]:
     """For each audio token, the latent frames it reads and their weights.
 
-    Weights sum to 1 between two pixel frames; from the last pixel frame on they sum to 2, as the released model
-    was trained.
+    Weights sum to 1 between two pixel frames; from the last pixel frame on they sum to 2, as the released
+    model was trained.
     """
     rate, last = tokens_per_frame(num_frames, num_tokens), pixel_frames(num_frames) - 1
     sources = []

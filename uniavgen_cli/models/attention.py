@@ -17,8 +17,8 @@ def attention(
 ) -> Tensor:
     """softmax(q k^T / sqrt(d)) v over heads.
 
-    q (b, t, h, d), k and v (b, s, h, d) -> (b, t, h, d). `key_lengths` gives the keys each sample may see, the
-    first ones; None means all.
+    q (b, t, h, d), k and v (b, s, h, d) -> (b, t, h, d). `key_lengths` says how many keys each sample sees,
+    its first ones; None means all.
     """
     if key_lengths is not None and len(set(key_lengths)) == 1:  # nothing to mask: cut instead
         k, v, key_lengths = k[:, : key_lengths[0]], v[:, : key_lengths[0]], None
@@ -35,7 +35,7 @@ def attention(
 
 
 def _products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """The same as two matrix products: in bfloat16 the backward of torch's CPU kernel is 3 to 20 times slower."""
+    """The same as two products: in bfloat16 the backward of torch's CPU kernel is 3 to 20 times slower."""
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 from torch.nn import functional
 
 from uniavgen_cli.models.attention import attention
@@ -32,8 +32,9 @@ def pick_samples(flags: Sequence[bool]) -> Samples | None:
 class Modulation:
     """The timestep's embedding, once per distinct timestep, and who reads which.
 
-    `embedding` (u, d), `six` (u, 6, d), both float32; `index` (b, s) says which row each step of a sample reads: a
-    step is a latent frame of the video, a token of the audio, or the whole sample when its timesteps are all equal.
+    `embedding` (u, d), `six` (u, 6, d), both float32; `index` (b, s) says which row each step of a sample
+    reads. A step is a latent frame of the video, a token of the audio, or all of a sample whose timesteps
+    are equal.
     """
 
     embedding: Tensor
@@ -54,7 +55,7 @@ class Modulation:
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """LayerNorm without affine, then `* (1 + scale) + shift`, in float32; x (b, t, d), the others (b, s, 1, d)."""
+    """LayerNorm(x) * (1 + scale) + shift, no affine, in float32; x (b, t, d), the others (b, s, 1, d)."""
     normed = functional.layer_norm(x.float(), x.shape[-1:], eps=NORM_EPS)
     normed = normed.unflatten(1, (shift.shape[1], -1))  # b (s n) d -> b s n d
     return torch.addcmul(shift, normed, 1 + scale).flatten(1, 2)
@@ -86,12 +87,10 @@ def modulation_of(
 
 
 class _NormRotate(torch.autograd.Function):
-    """RMSNorm, head split and rotary turn in one: chained operations would pass over memory twice as often."""
+    """RMSNorm, head split and rotary turn in one: chained, they would pass over memory twice as often."""
 
     @staticmethod
-    def forward(
-        ctx: FunctionCtx, x: Tensor, weight: Tensor, table: Tensor | None, num_heads: int
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, table: Tensor | None, num_heads: int) -> Tensor:
         power = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square_()
         rms = power.div_(x.shape[-1]).add_(NORM_EPS).rsqrt_()
         ctx.save_for_backward(x, rms, weight, table)
@@ -99,15 +98,12 @@ class _NormRotate(torch.autograd.Function):
         if table is not None:
             torch.view_as_complex(y.unflatten(-1, (-1, 2))).mul_(table)
         heads_first = y.transpose(-3, -2)  # as attention reads it
-        return torch.empty_like(heads_first, dtype=x.dtype, memory_format=torch.contiguous_format).copy_(
-            heads_first
-        )
+        return _contiguous(heads_first, x.dtype)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         x, rms, weight, table = ctx.saved_tensors
-        grad = grad.transpose(-3, -2)
-        grad = torch.empty_like(grad, dtype=torch.float32, memory_format=torch.contiguous_format).copy_(grad)
+        grad = _contiguous(grad.transpose(-3, -2), torch.float32)
         if table is not None:
             torch.view_as_complex(grad.unflatten(-1, (-1, 2))).mul_(table.conj())
         grad = grad.flatten(-2)
@@ -117,6 +113,11 @@ class _NormRotate(torch.autograd.Function):
         mean = (along @ weight.float()).unsqueeze(-1) / x.shape[-1]
         grad_x = grad.mul_(weight).addcmul_(normed, mean, value=-1).mul_(rms)
         return grad_x.to(x.dtype), grad_weight.to(weight.dtype), None, None
+
+
+def _contiguous(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy, cast and laid out in one go."""
+    return torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format).copy_(x)
 
 
 def norm_rotate(x: Tensor, norm: nn.RMSNorm, num_heads: int, table: Tensor | None = None) -> Tensor:
@@ -172,7 +173,8 @@ class Projections(nn.Module):
 class SelfAttention(Projections):
     def forward(self, x: Tensor, table: Tensor) -> Tensor:
         """x (b, t, d) -> (b, t, d); `table` turns q and k."""
-        return self.o(self.attend(*project(x, self.q, self.k, self.v), table, table))
+        q, k, v = project(x, self.q, self.k, self.v)
+        return self.o(self.attend(q, k, v, table, table))
 
 
 class CrossAttention(Projections):
@@ -200,7 +202,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Context:
-    """What a branch's blocks read beside the states: modulation, text, and the turns of the self-attention."""
+    """What a branch's blocks read beside the states: modulation, text, turns of the self-attention."""
 
     time: Modulation
     table: Tensor
@@ -242,7 +244,7 @@ def run_block(block: nn.Module, x: Tensor, context: Context, runs: Sequence[bool
 
 
 class Head(nn.Module):
-    """Modulated LayerNorm and one Linear; ends both branches and, once a cross-modal layer, makes the face mask."""
+    """Modulated LayerNorm and one Linear: the end of both branches, and of each layer's face mask."""
 
     def __init__(self, dim: int, out_dim: int) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
 """Asymmetric cross-modal interaction: each stream reads the other within its own moment.
 
-Source: UniAVGen, arXiv 2511.03334, section 3.3, in a form that projects every token once (projection is linear).
+Source: UniAVGen, arXiv 2511.03334, section 3.3, arranged so that every token is projected once.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,6 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from uniavgen_cli.models.alignment import audio_windows, group_sources, video_sources
 from uniavgen_cli.models.branch import Modulation, Projections, Samples, pick_samples, project
@@ -40,15 +39,16 @@ def _windows(num_frames: int, num_tokens: int, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class _Groups:
-    """`alignment.VideoGroups` as tensors: g groups of up to q queries, m mixed tokens, and the way back."""
+    """`alignment.VideoGroups` as tensors: g shared pictures of up to q queries, m mixed ones of one, the
+    way back.
 
-    frames: Tensor  # g
-    weights: Tensor  # g 1 1
+    A picture is a row of weights on the f latent frames and, last, on the bias: what the weights miss of 1.
+    """
+
+    shared: Tensor  # g f+1
     queries: Tensor  # g q; a short group repeats its last query
-    mixed: Tensor  # m
-    lower: Tensor  # m
-    upper: Tensor  # m
-    upper_weight: Tensor  # m 1 1; the lower's is the rest of 1
+    mixed: Tensor  # m f+1
+    mixed_queries: Tensor  # m
     order: Tensor  # where each audio token lies in [g * q | m]
 
 
@@ -61,38 +61,35 @@ def _groups(num_frames: int, num_tokens: int, first: int, device: torch.device) 
         order.update({token: row * longest + i for i, token in enumerate(group.tokens)})
     order.update({token: len(groups.shared) * longest + i for i, (token, _) in enumerate(groups.mixed)})
 
+    def row_of(weights: dict[int, float]) -> list[float]:
+        return [*(weights.get(frame, 0.0) for frame in range(num_frames)), 1 - sum(weights.values())]
+
+    def rows(weights: list[dict[int, float]]) -> Tensor:
+        values = torch.tensor([row_of(each) for each in weights], dtype=torch.float32, device=device)
+        return values.view(-1, num_frames + 1)
+
     def indices(values: list) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=device)
 
-    def weights(values: list[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
-
+    padded = [[*g.tokens, *[g.tokens[-1]] * (longest - len(g.tokens))] for g in groups.shared]
     with torch.inference_mode(False):
         return _Groups(
-            frames=indices([group.frame for group in groups.shared]),
-            weights=weights([group.weight for group in groups.shared]),
-            queries=indices(
-                [[*g.tokens, *[g.tokens[-1]] * (longest - len(g.tokens))] for g in groups.shared]
-            ).view(-1, longest)
-            - first,
-            mixed=indices([token - first for token, _ in groups.mixed]),
-            lower=indices([source.lower for _, source in groups.mixed]),
-            upper=indices([source.upper for _, source in groups.mixed]),
-            upper_weight=weights([source.upper_weight for _, source in groups.mixed]),
+            shared=rows([{group.frame: group.weight} for group in groups.shared]),
+            queries=indices(padded).view(-1, longest) - first,
+            mixed=rows([{s.lower: s.lower_weight, s.upper: s.upper_weight} for _, s in groups.mixed]),
+            mixed_queries=indices([token for token, _ in groups.mixed]) - first,
             order=indices([order[token] for token in range(first, num_tokens)]),
         )
 
 
 class AudioToVideo(Projections):
-    """Q: video, K/V: audio. A latent frame's tokens attend to the audio around it; holds the layer's mask head."""
+    """Q: video, K/V: audio. A latent frame's tokens hear the audio around it; holds the layer's mask head."""
 
     def __init__(self, video_dim: int, num_heads: int, audio_dim: int, *, backend: str) -> None:
         super().__init__(video_dim, num_heads, audio_dim, backend=backend)
         self.mask_head = FaceMaskHead(video_dim)
 
-    def forward(
-        self, video: Tensor, audio: Tensor, mask: Tensor, grid: Grid, first: int
-    ) -> Tensor:
+    def forward(self, video: Tensor, audio: Tensor, mask: Tensor, grid: Grid, first: int) -> Tensor:
         """video (b, f*n, d) and audio (b, a, d_a) of the clip, mask (b, f*n) -> update of frames >= first."""
         windows = _windows(grid.frames, audio.shape[1], video.device)[first:]  # f w
         skipped = first * grid.tokens
@@ -109,36 +106,31 @@ class AudioToVideo(Projections):
 
 
 class VideoToAudio(Projections):
-    """Q: audio, K/V: video. An audio token attends to the one picture of its moment, between two latent frames."""
+    """Q: audio, K/V: video. An audio token sees the one picture of its moment, between two latent frames."""
 
-    def forward(
-        self, audio: Tensor, video: Tensor, mask: Tensor, grid: Grid, first: int
-    ) -> Tensor:
+    def forward(self, audio: Tensor, video: Tensor, mask: Tensor, grid: Grid, first: int) -> Tensor:
         """audio (b, a, d) and video (b, f*n, d_v) of the clip, mask (b, f*n) -> update of tokens >= first."""
         groups = _groups(grid.frames, audio.shape[1], first, audio.device)
         table = video_table(self.head_dim, 0, 1, grid.rows, grid.columns, audio.device)
         source = (video * mask[..., None]).unflatten(1, (grid.frames, -1))  # b f n d_v
-        # Bias waits until frames are mixed: two weights that sum to 2 must not double it.
-        kv = functional.linear(source, torch.cat((self.k.weight, self.v.weight)))  # b f n 2d
-        bias = torch.cat((self.k.bias, self.v.bias)).to(kv.dtype)
+        # Projection is linear: once a frame, then mixed, is as good as mixing first.
+        kv = torch.cat(project(source, self.k, self.v), dim=-1)  # b f n 2d
+        bias = torch.cat((self.k.bias, self.v.bias)).to(kv.dtype).expand(len(kv), 1, grid.tokens, -1)
+        frames = torch.cat((kv, bias), dim=1).flatten(2)  # b f+1 n*2d
         q = self.q(audio[:, first:])  # b a d
 
-        def read(q: Tensor, kv: Tensor) -> Tensor:
-            """q (b, g, q, d) reads the pictures kv (b, g, n, 2d) -> (b, g * q, d)."""
-            k, v = (kv + bias).flatten(0, 1).chunk(2, dim=-1)
-            return self.attend(q.flatten(0, 1), k, v, None, table).view(len(audio), -1, q.shape[-1])
+        def read(queries: Tensor, rows: Tensor) -> Tensor:
+            """Queries (g, q) read the g pictures of weights rows (g, f+1) -> (b, g * q, d)."""
+            asked = q.index_select(1, queries.flatten()).view(-1, queries.shape[1], q.shape[2])  # (b g) q d
+            weights = rows.to(kv.dtype).expand(len(q), -1, -1)
+            k, v = (weights @ frames).view(-1, grid.tokens, kv.shape[3]).chunk(2, dim=-1)  # (b g) n d
+            return self.attend(asked, k, v, None, table).view(len(q), -1, q.shape[2])
 
-        outs = []
-        if len(groups.frames):
-            shared = kv.index_select(1, groups.frames) * groups.weights.to(kv.dtype)
-            outs.append(read(q.index_select(1, groups.queries.flatten()).unflatten(1, groups.queries.shape), shared))
+        outs = [read(groups.queries, groups.shared)] if len(groups.shared) else []
         chunk = max(1, MIXED_ROWS // grid.tokens)
-        for tokens, lower, upper, weight in zip(
-            *(x.split(chunk) for x in (groups.mixed, groups.lower, groups.upper, groups.upper_weight)), strict=True
-        ):
-            if len(tokens):
-                mixed = torch.lerp(kv.index_select(1, lower), kv.index_select(1, upper), weight.to(kv.dtype))
-                outs.append(read(q.index_select(1, tokens).unsqueeze(2), mixed))
+        for queries, rows in zip(groups.mixed_queries.split(chunk), groups.mixed.split(chunk), strict=True):
+            if len(queries):
+                outs.append(read(queries[:, None], rows))
         return self.o(torch.cat(outs, dim=1).index_select(1, groups.order))
 
 
@@ -146,8 +138,8 @@ class VideoToAudio(Projections):
 class Clip:
     """What the interaction needs of a clip beside the states: shape, timesteps, and what is given.
 
-    `time` modulates the clip's frames, `prior` (b, f*n) steers the mask; given frames and given tokens, one number
-    a sample, take no update.
+    `time` modulates the clip's frames, `prior` (b, f*n) steers the mask; given frames and given tokens, one
+    number a sample, take no update.
     """
 
     grid: Grid
@@ -169,8 +161,8 @@ def interact(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Both directions of one layer, from the states before either update.
 
-    video (b, r*n + f*n, d) and audio (b, r + a, d_a), references first, which take no part. Returns both updated and
-    the mask logits (b, f*n), 0 where neither direction runs.
+    video (b, r*n + f*n, d) and audio (b, r + a, d_a), references first, which take no part. Returns both
+    updated and the mask logits (b, f*n), 0 where neither direction runs.
     """
     grid = clip.grid
     picture, sound = video[:, -grid.frames * grid.tokens :], audio[:, -clip.num_tokens :]
@@ -197,7 +189,7 @@ def interact(
 
 
 def _add(x: Tensor, update: Tensor, samples: Samples, left_out: list[int]) -> Tensor:
-    """Add an update (k, m, d) to the last m tokens of k samples, less the first `left_out` of the m in each."""
+    """Add an update (k, m, d) to the last m tokens of k samples, less the first `left_out` of the m."""
     length = update.shape[1]
     if any(left_out):
         places = torch.arange(length, device=x.device)

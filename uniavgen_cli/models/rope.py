@@ -9,13 +9,13 @@ THETA = 10_000.0
 
 
 def frame_share(head_dim: int) -> int:
-    """Complex dimensions of a head that turn with the frame index; rows and columns share the rest equally."""
+    """Complex dimensions of a head that turn with the frame index; rows and columns halve the rest."""
     half = head_dim // 2
     return half - 2 * (half // 3)
 
 
 def frequencies(dim: int, count: int | None = None) -> Tensor:
-    """The first `count` (all by default) of the `dim // 2` rotary frequencies of a part `dim` wide, float64."""
+    """The `dim // 2` rotary frequencies of a part `dim` wide, or the first `count` of them; float64."""
     exponents = torch.arange(0, dim, 2, dtype=torch.float64, device="cpu")[:count] / dim
     return THETA**-exponents
 

@@ -16,7 +16,7 @@ EXPANSION = 2
 
 
 class GlobalResponseNorm(nn.Module):
-    """GRN of ConvNeXt V2 (arXiv 2301.00808) over the sequence; rows where `counted` is 0 do not enter the norm."""
+    """GRN of ConvNeXt V2 (arXiv 2301.00808) over the sequence; rows with `counted` 0 stay out of the norm."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()

@@ -31,15 +31,22 @@ def load_module(
 ) -> Module:
     """The module `build()` makes, with the weights at `path`: a .safetensors file or the index of its shards.
 
-    Every key must be there with its shape, and no other; raises WeightsError naming the first five that are not.
-    Parameters are `dtype`, less timestep embeddings, modulations and norms, which stay float32.
+    Every key must be there with its shape, and no other; raises WeightsError naming the first five that are
+    not. Parameters are `dtype`, less timestep embeddings, modulations and norms, which stay float32.
     """
     with torch.device("meta"):
         module = build()
+    load_weights(module, path, device=device, dtype=dtype)
+    return module.eval()
+
+
+def load_weights(
+    module: nn.Module, path: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> None:
+    """Give a module that is built the weights at `path`, as strictly as `load_module`."""
     tensors = read_tensors(path, device)
     _check(module.state_dict(), tensors, path)
     module.load_state_dict({name: _cast(name, x, dtype) for name, x in tensors.items()}, assign=True)
-    return module.eval()
 
 
 def read_tensors(path: Path, device: str = "cpu") -> dict[str, Tensor]:
@@ -50,7 +57,9 @@ def read_tensors(path: Path, device: str = "cpu") -> dict[str, Tensor]:
             with safe_open(file, framework="pt", device=device) as shard:
                 tensors.update({name: shard.get_tensor(name) for name in shard.keys()})
     except (OSError, SafetensorError, json.JSONDecodeError, KeyError) as error:
-        raise WeightsError(f"{path} can't be read as weights ({error})", "fetch or train them again") from error
+        raise WeightsError(
+            f"{path} can't be read as weights ({error})", "fetch or train them again"
+        ) from error
     return tensors
 
 
@@ -71,7 +80,9 @@ def _check(wanted: dict[str, Tensor], found: dict[str, Tensor], path: Path) -> N
     ]
     if problems:
         shown = ", ".join(problems[:5])
-        raise WeightsError(f"{path} does not fit the model in {len(problems)} keys: {shown}", "check the preset")
+        raise WeightsError(
+            f"{path} does not fit the model in {len(problems)} keys: {shown}", "check the preset"
+        )
 
 
 def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -83,7 +94,7 @@ def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
 def save_sharded(
     tensors: dict[str, Tensor], folder: Path, *, name: str = "joint", dtype: torch.dtype = torch.bfloat16
 ) -> Path:
-    """Write `name`-00001-of-0000n.safetensors of at most 16 MiB each and their index; returns the index's path."""
+    """Write `name`-00001-of-0000n.safetensors, 16 MiB at most each, and their index; returns its path."""
     shards: list[dict[str, Tensor]] = [{}]
     size = total = 0
     for key, tensor in tensors.items():
@@ -101,5 +112,7 @@ def save_sharded(
         save_file(shard, folder / file)
         weight_map.update(dict.fromkeys(shard, file))
     index = folder / f"{name}{INDEX_SUFFIX}"
-    index.write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=1) + "\n")
+    index.write_text(
+        json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=1) + "\n"
+    )
     return index

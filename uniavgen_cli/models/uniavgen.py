@@ -1,12 +1,14 @@
 """The joint audio-video model: two branches that read each other after some of their blocks.
 
-Source: UniAVGen, arXiv 2511.03334, section 3; modules carry the released checkpoint's names. Axis letters: b batch,
-f latent frames, h w latent rows and columns, n tokens a frame, t tokens, d width, c channels, u distinct timesteps.
+Source: UniAVGen, arXiv 2511.03334, section 3; modules carry the released checkpoint's names. Axis letters: b
+batch, f latent frames, h w latent rows and columns, n tokens a frame, t tokens, d width, c channels, u
+distinct timesteps.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from math import prod
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +32,7 @@ from uniavgen_cli.models.speech_text import PlacedPhonemes, SpeechTextEncoder
 
 @dataclass(frozen=True, kw_only=True)
 class UniAVGenConfig:
-    """Sizes of the model; `interaction_blocks` are counted from 0, `phoneme_vocab` 0 means no placed phonemes."""
+    """Sizes of the model; `interaction_blocks` count from 0, `phoneme_vocab` 0 means no placed phonemes."""
 
     video_dim: int
     video_heads: int
@@ -52,7 +54,8 @@ class UniAVGenConfig:
     phoneme_vocab: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "interaction_blocks", tuple(self.interaction_blocks))  # YAML and JSON give lists
+        # YAML and JSON give lists.
+        object.__setattr__(self, "interaction_blocks", tuple(self.interaction_blocks))
         object.__setattr__(self, "patch", tuple(self.patch))
         for stream in ("video", "audio"):
             dim, heads = getattr(self, f"{stream}_dim"), getattr(self, f"{stream}_heads")
@@ -69,8 +72,8 @@ class UniAVGenConfig:
 class VideoStream:
     """Video latents (b, c, num_reference + f, h, w), timesteps (b, num_reference + f) in 0..1000.
 
-    The first `num_given` of the f frames are conditions and take nothing from the sound; a tuple has one number a
-    sample.
+    The first `num_given` of the f frames are conditions and take nothing from the sound; a tuple has one
+    number a sample.
     """
 
     latents: Tensor
@@ -83,8 +86,8 @@ class VideoStream:
 class AudioStream:
     """Normalised log-mels (b, num_reference + t, mel_bins), timesteps (b, num_reference + t) in 0..1000.
 
-    The first `num_given` of the t tokens are conditions and take nothing from the picture; a tuple has one number a
-    sample.
+    The first `num_given` of the t tokens are conditions and take nothing from the picture; a tuple has one
+    number a sample.
     """
 
     mels: Tensor
@@ -97,9 +100,9 @@ class AudioStream:
 class Conditions:
     """What the clip is of.
 
-    caption (b, up to caption_tokens, caption_dim), the rest is zeros; speech (b, s) indices with -1 for filler, of
-    which the first `speech_lengths` are keys; phonemes (b, num_reference + t) placed on the audio tokens, 0 for
-    none; face_prior (b, f, n) is added to the face mask's logits.
+    caption (b, up to caption_tokens, caption_dim), the rest is zeros; speech (b, s) indices with -1 for
+    filler, of which the first `speech_lengths` are keys; phonemes (b, num_reference + t) placed on the
+    audio tokens, 0 for none; face_prior (b, f, n) is added to the face mask's logits.
     """
 
     caption: Tensor
@@ -119,12 +122,13 @@ Data = TypeVar("Data")
 def on_device(data: Data, device: str) -> Data:
     """A dataclass of tensors with every tensor on `device`."""
     tensors = {name: x.to(device) for name, x in vars(data).items() if isinstance(x, Tensor)}
-    return replace(data, **tensors)  # type: ignore[type-var]
+    original: Any = data
+    return replace(original, **tensors)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Switches:
-    """What runs for which sample: both directions of the interaction, and a block that the `skipped` leave out.
+    """What runs for which sample: the directions of interaction, and a block that the `skipped` leave out.
 
     A sample that skips a block also skips the interaction after it. What no sample runs costs nothing.
     """
@@ -177,7 +181,7 @@ class UniAVGen(nn.Module):
             for _ in range(config.num_blocks)
         )
         self.head_audio = Head(audio, config.mel_bins)
-        # Pads batches of unequal lengths where the released model was trained; ours are equal. Kept for its layout.
+        # Padded unequal lengths in the released model's training; ours are equal. Kept for its layout.
         self.register_buffer("audio_padding", torch.zeros(audio))
 
         layers = range(len(config.interaction_blocks))
@@ -200,18 +204,18 @@ class UniAVGen(nn.Module):
         clip = _clip(video, audio, conditions, grid, video_context.time)
         skipped = switches.skipped or (False,) * len(x)
 
+        directions: Iterable[tuple[Any, Any]] = zip(self.a2v_blocks, self.v2a_blocks, strict=True)
+        layers = dict(zip(config.interaction_blocks, directions, strict=True))  # block -> both directions
         mask_shape = (grid.frames, grid.tokens)
         logits = []
         for i, (block, audio_block) in enumerate(zip(self.blocks, self.audio_blocks, strict=True)):
             runs = [not (leave_out and i == switches.skip_block) for leave_out in skipped]
             x = run_block(block, x, video_context, runs)
             y = run_block(audio_block, y, audio_context, runs)
-            if i in config.interaction_blocks:
-                layer = config.interaction_blocks.index(i)
+            if i in layers:
                 a2v_runs = [on and run for on, run in zip(switches.a2v, runs, strict=True)]
                 v2a_runs = [on and run for on, run in zip(switches.v2a, runs, strict=True)]
-                a2v, v2a = self.a2v_blocks[layer], self.v2a_blocks[layer]
-                x, y, mask = interact(a2v, v2a, x, y, clip, a2v_runs, v2a_runs)
+                x, y, mask = interact(*layers[i], x, y, clip, a2v_runs, v2a_runs)
                 logits.append(mask.unflatten(1, mask_shape))
 
         shape = (video.num_reference + grid.frames, grid.rows, grid.columns)
@@ -222,7 +226,7 @@ class UniAVGen(nn.Module):
         )
 
     def forward_audio(self, audio: AudioStream, conditions: Conditions) -> Tensor:
-        """One denoising step of the audio branch alone, the first stage of training: velocity of audio.mels."""
+        """The audio branch alone, as in the first stage of training: the velocity of audio.mels."""
         y, context = self._start_audio(audio, conditions)
         for block in self.audio_blocks:
             y = block(y, context)
@@ -237,7 +241,8 @@ class UniAVGen(nn.Module):
         config = self.config
         x = self.patch_embedding(video.latents)
         missing = config.caption_tokens - conditions.caption.shape[1]
-        caption = functional.pad(conditions.caption, (0, 0, 0, missing))  # no mask: the zero rows are keys too
+        # No mask in its cross-attention: the zero rows are keys too.
+        caption = functional.pad(conditions.caption, (0, 0, 0, missing))
         # The clip's frames are 1 ... f, whether a reference frame stands before them or not.
         first, total = 1 - video.num_reference, video.num_reference + grid.frames
         head_dim = config.video_dim // config.video_heads
@@ -273,24 +278,26 @@ class UniAVGen(nn.Module):
 
     def init_weights(self) -> None:
         """Start from scratch: both heads, the masks' too, at zero, the interaction small."""
-        for module in self.modules():
+        for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
+                if name.endswith("head"):
+                    nn.init.zeros_(module.weight)
+                elif name.startswith("time_"):
+                    nn.init.normal_(module.weight, std=0.02)
+                elif name.startswith(("a2v_", "v2a_")) and name.endswith(".o"):
+                    nn.init.normal_(module.weight, std=1e-3)
+                else:
+                    nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+            elif isinstance(module, PatchEmbedding):
+                nn.init.xavier_uniform_(module.weight.flatten(1))
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
-            if isinstance(module, Block | Head):
+                if module.padding_idx is not None:
+                    nn.init.zeros_(module.weight[module.padding_idx])
+            elif isinstance(module, Block | Head):
                 nn.init.normal_(module.modulation, std=module.modulation.shape[-1] ** -0.5)
-        nn.init.xavier_uniform_(self.patch_embedding.weight.flatten(1))
-        for linear in (self.time_embedding[0], self.time_embedding[2], self.time_projection[1]):
-            nn.init.normal_(linear.weight, std=0.02)
-        for linear in (self.time_embedding_audio[0], self.time_embedding_audio[2], self.time_projection_audio[1]):
-            nn.init.normal_(linear.weight, std=0.02)
-        for layer in (*self.a2v_blocks, *self.v2a_blocks):
-            nn.init.normal_(layer.o.weight, std=1e-3)
-        for head in (self.head, self.head_audio, *(layer.mask_head for layer in self.a2v_blocks)):
-            nn.init.zeros_(head.head.weight)
 
 
 def _mlp(in_dim: int, dim: int, activation: nn.Module) -> nn.Sequential:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from uniavgen_cli.codecs.caption import CaptionEncoder
 from uniavgen_cli.codecs.speech_tokens import character_indices
+from uniavgen_cli.data.cache import CachedClip
 from uniavgen_cli.data.dataset import REFERENCE_TOKENS
 from uniavgen_cli.diffusion.sampler import Given, State, noise
 from uniavgen_cli.engine.tasks import TASKS, Task
@@ -40,28 +41,42 @@ class JointTraining:
     bf16: bool = True
 
 
+@dataclass(frozen=True)
+class Clips:
+    """Clips of one length and size: stacked tensors, and a text of each clip for each kind of text."""
+
+    tensors: dict[str, Tensor]
+    texts: dict[str, list[str]]
+
+    def pick(self, chosen: np.ndarray) -> "Clips":
+        rows = torch.from_numpy(chosen)
+        return Clips(
+            {name: values[rows] for name, values in self.tensors.items()},
+            {name: [values[i] for i in chosen] for name, values in self.texts.items()},
+        )
+
+
 class ClipBank:
-    """Cached clips in memory, stacked by shape: one group holds every clip of one length and size.
+    """Cached clips in memory, grouped by length and size.
 
     Without `captions` the clips are for the audio branch, which reads none.
     """
 
-    def __init__(self, clips: Iterable[dict[str, Tensor | str]], captions: CaptionEncoder | None) -> None:
-        groups: dict[tuple[int, ...], list[dict[str, Tensor | str]]] = {}
+    def __init__(self, clips: Iterable[CachedClip], captions: CaptionEncoder | None) -> None:
+        groups: dict[tuple[int, ...], list[CachedClip]] = {}
         for clip in clips:
             groups.setdefault(_shape_of(clip), []).append(clip)
         self.groups = [_stacked(members, captions) for members in groups.values()]
-        sizes = np.array([len(group["text"]) for group in self.groups], float)
-        self.odds = sizes / sizes.sum()
+        self.sizes = [len(group.tensors["mel"]) for group in self.groups]
+        # by number and by cheapness, so that long clips don't take most of the time
+        odds = np.array(self.sizes) / [group.tensors["mel"].shape[1] for group in self.groups]
+        self.odds = odds / odds.sum()
 
-    def draw(self, rng: np.random.Generator, count: int) -> dict[str, Tensor | list[str]]:
+    def draw(self, rng: np.random.Generator, count: int) -> Clips:
         """`count` clips of one random group."""
-        group = self.groups[int(rng.choice(len(self.groups), p=self.odds))]
-        chosen = rng.choice(len(group["text"]), count, replace=len(group["text"]) < count)
-        return {
-            name: [values[i] for i in chosen] if isinstance(values, list) else values[torch.from_numpy(chosen)]
-            for name, values in group.items()
-        }
+        number = int(rng.choice(len(self.groups), p=self.odds))
+        size = self.sizes[number]
+        return self.groups[number].pick(rng.choice(size, count, replace=size < count))
 
 
 def joint_stage(model: UniAVGen, bank: ClipBank, how: JointTraining) -> Stage:
@@ -72,6 +87,8 @@ def joint_stage(model: UniAVGen, bank: ClipBank, how: JointTraining) -> Stage:
     def batch(step: int) -> Batch:
         rng = np.random.default_rng([how.seed, step])
         row = rows[int(rng.choice(len(rows), p=odds / odds.sum()))]
+        if how.audio_alone:
+            row = TASKS["generate"]  # the one that hears nothing and says everything
         clips = bank.draw(rng, how.batch_size)
         made = _sound_batch(clips, row, how, rng)
         made["noise_seed"] = how.seed * 1_000_003 + step
@@ -98,12 +115,10 @@ def export(weights: dict[str, Tensor], folder: Path) -> None:
     save_sharded(weights, folder)
 
 
-def _sound_batch(
-    clips: dict[str, Tensor | list[str]], row: Task, how: JointTraining, rng: np.random.Generator
-) -> Batch:
-    mel, phonemes = clips["mel"].float(), clips["phonemes"].long()  # type: ignore[union-attr]
+def _sound_batch(clips: Clips, row: Task, how: JointTraining, rng: np.random.Generator) -> Batch:
+    mel, phonemes = clips.tensors["mel"].float(), clips.tensors["phonemes"].long()
     size = len(mel)
-    texts = [character_indices(text) for text in clips["text"]]  # type: ignore[arg-type]
+    texts = [character_indices(text) for text in clips.texts["text"]]
     silent = rng.random(size) < how.dropped
     if row.given_audio == "all":
         silent[:] = True  # the given sound says it
@@ -114,20 +129,22 @@ def _sound_batch(
     phonemes = phonemes.masked_fill(mute[:, None], 0)
     reference = None
     # every command may be given a voice, so audio alone and dubbing learn it as well
-    if row.reference_voice or (how.audio_alone and rng.random() < 0.25) or (
-        row.given_video == "all" and rng.random() < 0.5
+    if (
+        row.reference_voice
+        or (how.audio_alone and rng.random() < 0.25)
+        or (row.given_video == "all" and rng.random() < 0.5)
     ):
-        length = int(rng.integers(80, 1 + clips["reference_mel"].shape[1]))  # type: ignore[union-attr]
-        reference = clips["reference_mel"][:, :length].float()  # type: ignore[index]
-        spoken = clips["reference_phonemes"][:, :length].long()  # type: ignore[index]
+        length = int(rng.integers(80, 1 + clips.tensors["reference_mel"].shape[1]))
+        reference = clips.tensors["reference_mel"][:, :length].float()
+        spoken = clips.tensors["reference_phonemes"][:, :length].long()
         untold = torch.from_numpy(rng.random(size) < 0.5)
         phonemes = torch.cat([spoken.masked_fill(untold[:, None], 0), phonemes], dim=1)
         texts = [
             text if skip else character_indices(before + " ") + text
-            for text, before, skip in zip(texts, clips["reference_text"], untold.tolist(), strict=True)
+            for text, before, skip in zip(texts, clips.texts["reference_text"], untold.tolist(), strict=True)
         ]
     speech, lengths = pad_tokens([[] if skip else text for text, skip in zip(texts, silent, strict=True)])
-    caption = clips["caption"].float()  # type: ignore[union-attr]
+    caption = clips.tensors["caption"].float()
     return {
         "mel": mel,
         "reference_mel": reference,
@@ -140,9 +157,9 @@ def _sound_batch(
 
 
 def _picture_batch(
-    clips: dict[str, Tensor | list[str]], row: Task, how: JointTraining, rng: np.random.Generator, made: Batch
+    clips: Clips, row: Task, how: JointTraining, rng: np.random.Generator, made: Batch
 ) -> Batch:
-    latents = clips["latents"].float().transpose(1, 2)  # type: ignore[union-attr]  # (b, c, F, h, w)
+    latents = clips.tensors["latents"].float().transpose(1, 2)  # (b, c, F, h, w)
     num_latents, num_tokens = latents.shape[2], made["mel"].shape[1]
     pictured = row is not TASKS["generate"] or rng.random() >= how.no_picture
     given_video = {"first": 1, "all": num_latents, "part": 0}[row.given_video] if pictured else 0
@@ -155,8 +172,8 @@ def _picture_batch(
         "reference_frame": latents[:, :, :1] if pictured else None,
         "given_video": given_video,
         "given_audio": given_audio,
-        "face_mask": clips["face_mask"].float().flatten(2),  # type: ignore[union-attr]  # (b, F, n)
-        "mouth_mask": clips["mouth_mask"].float(),  # type: ignore[union-attr]  # (b, F, h, w)
+        "face_mask": clips.tensors["face_mask"].float().flatten(2),  # (b, F, n)
+        "mouth_mask": clips.tensors["mouth_mask"].float(),  # (b, F, h, w)
         "a2v": row.a2v,
         "v2a": row.v2a,
     }
@@ -242,33 +259,29 @@ def _jittered(phonemes: Tensor, rng: np.random.Generator) -> Tensor:
     return phonemes[torch.from_numpy(np.clip(np.rint(source), 0, length - 1).astype(np.int64))]
 
 
-def _shape_of(clip: dict[str, Tensor | str]) -> tuple[int, ...]:
-    mel, latents = clip["mel"], clip.get("latents")
-    assert isinstance(mel, Tensor)
-    return (len(mel), *(latents.shape if isinstance(latents, Tensor) else ()))
+def _shape_of(clip: CachedClip) -> tuple[int, ...]:
+    latents = clip.tensors.get("latents")
+    return (len(clip.tensors["mel"]), *(() if latents is None else latents.shape))
 
 
-def _stacked(
-    members: list[dict[str, Tensor | str]], captions: CaptionEncoder | None
-) -> dict[str, Tensor | list[str]]:
-    stacked: dict[str, Tensor | list[str]] = {}
-    for name in members[0]:
-        values = [member[name] for member in members]
-        if name in ("reference_mel", "reference_phonemes"):
-            values = [_extended(value) for value in values]  # type: ignore[arg-type]
-        stacked[name] = values if isinstance(values[0], str) else torch.stack(values)  # type: ignore[assignment]
-    if captions is None:
-        stacked["caption"] = torch.zeros(len(members), 1, 1)
-        return stacked
-    with torch.inference_mode():
-        states = [captions.encode(stacked["caption"][i : i + 64]) for i in range(0, len(members), 64)]  # type: ignore[arg-type]
-    stacked["caption"] = torch.cat(states).half().clone()
-    return stacked
+def _stacked(members: list[CachedClip], captions: CaptionEncoder | None) -> Clips:
+    tensors = {}
+    for name in members[0].tensors:
+        values = [member.tensors[name] for member in members]
+        tensors[name] = torch.stack(
+            [_extended(x) for x in values] if name.startswith("reference") else values
+        )
+    texts = {name: [member.texts[name] for member in members] for name in members[0].texts}
+    tensors["caption"] = torch.zeros(len(members), 1, 1)
+    if captions is not None:
+        with torch.inference_mode():
+            words = texts["caption"]
+            states = [captions.encode(words[i : i + 64]) for i in range(0, len(words), 64)]
+        tensors["caption"] = torch.cat(states).half().clone()
+    return Clips(tensors, texts)
 
 
 def _extended(value: Tensor) -> Tensor:
     """A reference voice as long as every other: said again from its start."""
     repeats = -(-REFERENCE_TOKENS // len(value))
     return value.repeat(repeats, *(1,) * (value.ndim - 1))[:REFERENCE_TOKENS]
-
-

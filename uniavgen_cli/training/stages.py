@@ -1,6 +1,5 @@
-"""A preset's recipe as the stage it describes."""
+"""From a preset's recipe to the stage that trains it: one line a part."""
 
-import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,10 @@ from uniavgen_cli.codecs.video_vae import VideoVAEConfig
 from uniavgen_cli.codecs.vocoder import VocoderConfig
 from uniavgen_cli.config import Preset, weights_folder
 from uniavgen_cli.data import cache
-from uniavgen_cli.errors import UsageError
-from uniavgen_cli.models.state_dict import read_tensors
+from uniavgen_cli.errors import UsageError, WeightsError
+from uniavgen_cli.models.state_dict import load_module
 from uniavgen_cli.models.uniavgen import UniAVGen, UniAVGenConfig
-from uniavgen_cli.runtime import Runtime, choose
+from uniavgen_cli.runtime import choose
 from uniavgen_cli.training.caption_stage import caption_stage
 from uniavgen_cli.training.face_stage import face_stage
 from uniavgen_cli.training.joint_stage import ClipBank, JointTraining, joint_stage
@@ -24,67 +23,78 @@ from uniavgen_cli.training.vae_stage import vae_stage
 from uniavgen_cli.training.vocoder_stage import vocoder_stage
 
 Progress = Callable[[str, int, int], None]
-Recipe = dict[str, Any]
-PARTS = ("video_vae", "vocoder", "caption", "face", "joint")
 
 
-def build_stage(preset: Preset, progress: Progress) -> tuple[Stage, str]:
-    """The stage of the preset's recipe, and the device it runs on.
-
-    The joint part draws, speaks and encodes its clips first; they stay in the recipe's `data` folder. Raises
-    UsageError for a recipe that no part understands, WeightsError when a part it builds on is missing.
-    """
-    recipe = dict(preset.train or {})
-    part = recipe.pop("part", None)
-    runtime = choose(preset.runtime.device, preset.runtime.dtype, preset.runtime.attention)
-    if part == "video_vae":
-        stage = _stage(preset, vae_stage, recipe, runtime, VideoVAEConfig(**preset.video_vae))
-    elif part == "vocoder":
-        stage = _stage(preset, vocoder_stage, recipe, runtime, VocoderConfig(**preset.vocoder))
-    elif part == "caption":
-        stage = _stage(preset, caption_stage, recipe, runtime, CaptionConfig(**preset.caption))
-    elif part == "face":
-        stage = _stage(preset, face_stage, recipe, runtime)
-    elif part == "joint":
-        stage = _joint(preset, recipe, runtime, progress)
-    else:
-        raise UsageError(f"preset {preset.name}: train.part is {part!r}", f"it is one of {', '.join(PARTS)}")
-    return stage, runtime.device.value
-
-
-def _stage(
-    preset: Preset, make: Callable[..., Stage], recipe: Recipe, runtime: Runtime, *configs: object
-) -> Stage:
-    known = inspect.signature(make).parameters
-    _check(preset, recipe, known)
-    if "dtype" in known:
-        recipe["dtype"] = runtime.torch_dtype
-    return make(*configs, **recipe)
-
-
-def _joint(preset: Preset, recipe: Recipe, runtime: Runtime, progress: Progress) -> Stage:
-    own = {name: recipe.pop(name, None) for name in ("data", "data_seed", "clips", "workers", "start")}
-    _check(preset, recipe, JointTraining.__dataclass_fields__)
-    how = JointTraining(**{**recipe, "bf16": runtime.dtype.value == "bfloat16"})
-    folder, weights = Path(own["data"]), weights_folder(preset)
-    captions = CaptionEncoder.load(weights / "caption.safetensors", CaptionConfig(**preset.caption))
-    vae = cache.VAESource(path=weights / "video_vae.safetensors", config=preset.video_vae)
-    count = own["clips"]
-    for source in (None,) if how.audio_alone else (None, vae):
-        for done in cache.build(
-            folder, seed=own["data_seed"], first=0, count=count, vae=source, workers=own["workers"]
-        ):
-            progress("speaking" if source is None else "drawing", done, count)
-    torch.manual_seed(how.seed)
-    model = UniAVGen(UniAVGenConfig(**preset.model), runtime.attention.value)
-    if own["start"]:
-        model.load_state_dict(read_tensors(Path(own["start"])))
-    return joint_stage(model, ClipBank(cache.load(folder, pictures=not how.audio_alone), captions), how)
-
-
-def _check(preset: Preset, recipe: Recipe, known: Any) -> None:
-    unknown = sorted(set(recipe) - set(known))
-    if unknown:
+def build_stage(recipe: Preset, folder: Path, progress: Progress) -> Stage:
+    """The stage of a recipe, its data made first where it needs any; raises UsageError for an unknown part or key."""
+    how = dict(recipe.train or {})
+    part = how.pop("part", None)
+    builders: dict[str, Callable[..., Stage]] = {
+        "video_vae": lambda **keys: vae_stage(VideoVAEConfig(**recipe.video_vae), **keys),
+        "vocoder": lambda **keys: vocoder_stage(VocoderConfig(**recipe.vocoder), **keys),
+        "caption": lambda **keys: caption_stage(CaptionConfig(**recipe.caption), **keys),
+        "face": face_stage,
+        "joint": lambda **keys: _joint(recipe, folder, progress, **keys),
+    }
+    if part not in builders:
         raise UsageError(
-            f"preset {preset.name}: train.{unknown[0]} is unknown", f"there are {', '.join(known)}"
+            f"train.part {part!r} is no part of the model", f"it is one of {', '.join(builders)}"
         )
+    try:
+        return builders[part](**how)
+    except TypeError as error:
+        raise UsageError(f"the recipe {recipe.name} does not fit the part {part}: {error}") from error
+
+
+def training_device(recipe: Preset) -> str:
+    """Where the recipe trains: its runtime.device, or the first GPU there is."""
+    return choose(recipe.runtime.device, "float32", "sdpa").device.value
+
+
+def _joint(
+    recipe: Preset,
+    folder: Path,
+    progress: Progress,
+    *,
+    data: str,
+    clips: int,
+    workers: int = 1,
+    start_from: str | None = None,
+    **how: Any,
+) -> Stage:
+    """The joint model on `clips` cached clips in the folder `data`; `start_from` names an index of weights."""
+    training = JointTraining(**how)
+    vae = None
+    if not training.audio_alone:
+        vae = cache.VAESource(path=weights_folder(recipe) / "video_vae.safetensors", config=recipe.video_vae)
+    _cache(Path(data), training.seed, clips, workers, None, progress, "speaking clips")
+    if vae is not None:
+        _cache(Path(data), training.seed, clips, workers, vae, progress, "drawing clips")
+    captions = None
+    if not training.audio_alone:
+        path = weights_folder(recipe) / "caption.safetensors"
+        captions = CaptionEncoder.load(path, CaptionConfig(**recipe.caption))
+    bank = ClipBank(cache.load(Path(data), pictures=not training.audio_alone), captions)
+
+    def build() -> UniAVGen:
+        return UniAVGen(UniAVGenConfig(**recipe.model))
+
+    torch.manual_seed(training.seed)
+    if start_from is None:
+        model = build()
+    else:
+        index = Path(start_from)
+        if not index.is_file():
+            raise WeightsError(
+                f"train.start_from {start_from} is not there", "train that part first, or leave it out"
+            )
+        model = load_module(build, index)
+    return joint_stage(model, bank, training)
+
+
+def _cache(
+    out: Path, seed: int, clips: int, workers: int, vae: cache.VAESource | None, progress: Progress, what: str
+) -> None:
+    progress(what, 0, clips)
+    for done in cache.build(out, seed=seed, first=0, count=clips, vae=vae, workers=workers):
+        progress(what, done, clips)

@@ -104,7 +104,9 @@ def run(
             step += 1
 
             for name, value in losses.items():
-                totals[name] = totals.get(name, torch.zeros((), device=device)) + value.detach().float().mean()
+                totals[name] = (
+                    totals.get(name, torch.zeros((), device=device)) + value.detach().float().mean()
+                )
             now = time.monotonic()
             if step % report_every == 0 or step == stage.steps:
                 done = step - reported_step

@@ -7,15 +7,19 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from uniavgen_cli.codecs.video_vae import VideoVAE, VideoVAEConfig
+from uniavgen_cli.codecs.video_vae import CELL, VideoVAE, VideoVAEConfig, grouped
 from uniavgen_cli.data.avatar import EMOTIONS, MOUTH_PARAMETERS, render, sample_identity, sample_motion
-from uniavgen_cli.shapes import TEMPORAL_STRIDE
+from uniavgen_cli.shapes import SPATIAL_STRIDE, TEMPORAL_STRIDE
 from uniavgen_cli.training.trainer import Batch, Stage
 
-NOISE = 0.15  # deviation of the noise on unit-scaled latents, so that the decoder bears imperfect ones
+NOISE = (
+    0.12  # largest deviation of the noise on unit-scaled latents, so that the decoder bears imperfect ones
+)
+POLISHING_NOISE = 0.2  # the same while the decoder alone trains, which can learn to bear more
 FACE_WEIGHT = 2.0
 MOUTH_WEIGHT = 8.0
 # A first frame has a latent frame to itself, the others share one by four: so latents count alike.
@@ -29,6 +33,8 @@ STEPS_PER_SPEAKER = 4
 CROP = 96  # pixels, a square round the mouth that most steps look at: the same face for half of the work
 CROP_SHARE = 0.6
 SPEAKER_FRAMES = 25
+START_CLIPS = 48
+STATISTICS_CLIPS = 64
 HELD_OUT = 1 << 40  # speakers from here on are beyond any training step
 # open, wide, round, teeth, tongue, tuck, press: what speech reaches rarely and a mouth must still survive
 EXTREME_MOUTHS = (
@@ -52,22 +58,38 @@ Weights = np.ndarray  # (f, h, w) float32
 def vae_stage(
     config: VideoVAEConfig,
     *,
-    steps: int = 8000,
-    lr: float = 1e-3,
+    steps: int = 6000,
+    lr: float = 6e-4,
     latent_frames: int = 8,
     dtype: torch.dtype = torch.bfloat16,
     seed: int = 0,
+    keep_latents_of: str | Path | None = None,
 ) -> Stage:
-    """The stage that trains a VAE of `config` from nothing; `latent_frames` a step bounds memory and time."""
+    """The stage that trains a VAE of `config`; `latent_frames` a step bounds memory and time.
+
+    With `keep_latents_of`, a saved VAE, its decoder alone trains on, so that what was trained on its latents
+    stays valid; otherwise everything trains from nothing.
+    """
     torch.manual_seed(seed)
+    if keep_latents_of is None:
+        vae = VideoVAE(config)
+        start_linear(vae, START_CLIPS)
+    else:
+        vae = VideoVAE.load(Path(keep_latents_of), config)
+        vae.encoder.requires_grad_(False)
+    noise = NOISE if keep_latents_of is None else POLISHING_NOISE
     return Stage(
         name="video_vae",
-        module=VideoVAE(config),
+        module=vae,
         batch=lambda step: batch(step, latent_frames=latent_frames, seed=seed),
-        loss=loss,
-        export=lambda weights, folder: export(weights, config, folder / "video_vae.safetensors"),
+        loss=lambda module, batch, step: loss(module, batch, step, noise),
+        export=lambda weights, folder: export(
+            weights, config, folder / "video_vae.safetensors", measure=keep_latents_of is None
+        ),
         steps=steps,
         lr=lr,
+        decay_from=0.3,
+        ema=0.998,
         dtype=dtype,
     )
 
@@ -103,10 +125,10 @@ def batch(step: int, *, latent_frames: int = 8, seed: int = 0) -> Batch:
     return {"frames": pixels / 127.5 - 1, "weight": importance}
 
 
-def loss(module: torch.nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
+def loss(module: torch.nn.Module, batch: Batch, step: int, noise: float) -> dict[str, Tensor]:
     """Weighted pixel and edge errors and the pull of raw latents to unit scale, each (b,)."""
     frames, weight = batch["frames"], batch["weight"]
-    decoded, latents = module(frames, NOISE, torch.Generator().manual_seed(step))
+    decoded, latents = module(frames, noise, torch.Generator().manual_seed(step))
     error = decoded.float() - frames
     dims = (1, 2, 3, 4)
     pixel = (weight * (error.abs() + 2 * error.square())).mean(dims)
@@ -119,19 +141,48 @@ def loss(module: torch.nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
     return {"pixel": pixel, "edge": 0.5 * edge, "scale": 0.02 * scale.expand(len(frames))}
 
 
-def export(weights: dict[str, Tensor], config: VideoVAEConfig, path: Path) -> None:
-    """Save the averaged weights in bfloat16, with the latents' mean and deviation measured on speakers."""
+@torch.no_grad()
+def start_linear(vae: VideoVAE, num_clips: int) -> None:
+    """Set the linear maps to the principal components of drawn cells: training starts from a picture."""
+    cells, importance = [], []
+    for i in range(num_clips):
+        if i % 4:
+            frames, weight = speaker_clip(2 * HELD_OUT + i, 9, 128, 128)
+        else:
+            frames, weight = anything_clip(np.random.default_rng((HELD_OUT, i)), 9, 128, 128)
+        groups = grouped(torch.from_numpy(frames).permute(3, 0, 1, 2)[None].float() / 127.5 - 1)
+        cells.append(F.unfold(groups, CELL, stride=CELL).transpose(1, 2).flatten(0, 1))  # (l*cells, c*4*4)
+        weights = torch.from_numpy(weight[::TEMPORAL_STRIDE, None])  # (l, 1, h, w)
+        importance.append(F.avg_pool2d(weights, SPATIAL_STRIDE).flatten())
+    points, mass = torch.cat(cells), torch.cat(importance)[:, None]
+    mean = (points * mass).sum(0) / mass.sum()
+    rank = vae.config.latent_channels
+    _, _, basis = torch.svd_lowrank((points - mean) * mass.sqrt(), q=2 * rank, niter=4)
+    basis = basis[:, :rank]
+    deviation = ((points - mean) @ basis).std(0)
+    read = basis / deviation
+    maps = vae.encoder.linear, vae.decoder.linear
+    values = ((read.T, -mean @ read), (basis * deviation, mean))
+    for linear, (weight, bias) in zip(maps, values, strict=True):
+        linear.load_state_dict({"weight": weight.reshape(linear.weight.shape), "bias": bias})
+    for head in (vae.encoder.head, vae.decoder.head):
+        head.weight.mul_(0.1)
+
+
+def export(weights: dict[str, Tensor], config: VideoVAEConfig, path: Path, *, measure: bool) -> None:
+    """Save the averaged weights in bfloat16; `measure` sets the latents' mean and deviation from speakers."""
     vae = VideoVAE(config)
     vae.load_state_dict(weights)
-    mean, std = latent_statistics(vae.eval())
-    vae.latent_mean.copy_(mean)
-    vae.latent_std.copy_(std)
+    if measure:
+        mean, std = latent_statistics(vae.eval(), STATISTICS_CLIPS)
+        vae.latent_mean.copy_(mean)
+        vae.latent_std.copy_(std)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: value.bfloat16().contiguous() for name, value in vae.state_dict().items()}, path)
 
 
 @torch.inference_mode()
-def latent_statistics(vae: VideoVAE, num_clips: int = 64) -> tuple[Tensor, Tensor]:
+def latent_statistics(vae: VideoVAE, num_clips: int) -> tuple[Tensor, Tensor]:
     """Mean and deviation (c,) of raw latents over clips of as many unseen speakers."""
     latents = []
     for i in range(num_clips):

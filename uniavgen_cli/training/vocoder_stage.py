@@ -15,7 +15,7 @@ from uniavgen_cli.codecs.vocoder import PITCH_MAX_HZ, PITCH_MIN_HZ, Vocoder, Voc
 from uniavgen_cli.data.voice import PROSODY, resample, sample_sentence, sample_voice, speak
 from uniavgen_cli.training.trainer import Batch, Stage
 
-NUM_CLIPS = 1200  # sentences; crops, loudness, noise and damage differ every time
+NUM_CLIPS = 800  # sentences; crops, loudness, noise and damage differ every time
 TOKENS = 64  # mel frames of a sample
 SAMPLES = TOKENS * mel.HOP
 RESOLUTIONS = ((512, 0.7), (2048, 1.0))  # window, weight; the mel stands between them
@@ -25,7 +25,7 @@ _SIZES = (0.84, 0.92, 1.0, 1.0, 1.0, 1.1, 1.2)  # of the speaker: pitch, formant
 def vocoder_stage(
     config: VocoderConfig,
     *,
-    steps: int = 4000,
+    steps: int = 2000,
     lr: float = 1.5e-3,
     batch_size: int = 8,
     dtype: torch.dtype = torch.bfloat16,
@@ -41,6 +41,7 @@ def vocoder_stage(
         export=lambda weights, folder: export(weights, folder / "vocoder.safetensors"),
         steps=steps,
         lr=lr,
+        warmup=40,
         dtype=dtype,
     )
 

@@ -1,0 +1,148 @@
+"""Requests become plans, or one clear line, before torch is loaded."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import soundfile
+
+from uniavgen_cli.config import Preset, load_preset
+from uniavgen_cli.engine.request import MAX_SPEED_UP, Request, check, split_prompt
+from uniavgen_cli.engine.tasks import TASKS
+from uniavgen_cli.errors import InputError, UsageError
+from uniavgen_cli.media.video import write_clip
+
+
+@pytest.fixture(scope="module")
+def nano() -> Preset:
+    return load_preset("nano")
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("picture") / "face.png"
+    cv2.imwrite(str(path), np.full((480, 360, 3), 128, np.uint8))
+    return path
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """3 s at 25 fps, 160x120, with sound."""
+    path = tmp_path_factory.mktemp("video") / "clip.mp4"
+    frames = np.random.default_rng(0).integers(0, 255, (75, 120, 160, 3), dtype=np.uint8)
+    return write_clip(path, frames, np.sin(np.arange(72_000) / 20).astype(np.float32) * 0.3, 25, 24_000)
+
+
+def sound(path: Path, seconds: float) -> Path:
+    soundfile.write(path, 0.1 * np.sin(np.arange(int(16_000 * seconds)) / 9), 16_000)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("prompt", "caption", "speech"),
+    [
+        ('A woman with red hair says "Good morning."', "A woman with red hair says", "Good morning."),
+        ("A man says “Hello there” and smiles", "A man says and smiles", "Hello there"),
+        ('"One." Then "two."', "Then", "One. two."),
+        ("It's a man's face", "It's a man's face", None),
+    ],
+)
+def test_quoted_words_are_the_speech(prompt: str, caption: str, speech: str | None) -> None:
+    assert split_prompt(prompt) == (caption, speech)
+
+
+def test_length_follows_from_the_speech(nano: Preset) -> None:
+    short = check(Request(task="generate", prompt='A man says "Hi."'), nano)
+    long = check(Request(task="generate", prompt='A man says "Hello, how have you been today?"'), nano)
+    assert short.duration_s < long.duration_s
+    assert long.phonemes[-1].end_s < long.duration_s
+    assert long.spec.num_frames % 4 == 1 and long.spec.num_frames - long.num_frames < 4
+
+
+def test_given_speech_wins_over_quotes(nano: Preset) -> None:
+    plan = check(Request(task="generate", prompt='says "one"', speech="two words"), nano)
+    assert plan.speech == "two words" and plan.caption == "says"
+
+
+def test_duration_pads_and_presses(nano: Preset) -> None:
+    text = 'A man says "I would like a cup of tea."'
+    free = check(Request(task="generate", prompt=text), nano)
+    assert check(Request(task="generate", prompt=text, duration_s=4.5), nano).num_frames == 72
+    spoken_s = free.phonemes[-1].end_s - free.phonemes[0].start_s
+    pressed = check(Request(task="generate", prompt=text, duration_s=0.85 * spoken_s + 0.25), nano)
+    faster = pressed.phonemes[-1].end_s - pressed.phonemes[0].start_s
+    assert spoken_s / MAX_SPEED_UP < faster < spoken_s
+    assert pressed.phonemes[-1].end_s <= pressed.duration_s
+    with pytest.raises(InputError, match=r"times its pace \(at most 1.3\)"):
+        check(Request(task="generate", prompt=text, duration_s=0.5 * spoken_s), nano)
+
+
+def test_too_long_is_one_line_with_the_figures(
+    nano: Preset, tmp_path: Path, picture: Path, video: Path
+) -> None:
+    with pytest.raises(InputError, match=r"takes 7.00 s .* holds 5.06 s"):
+        check(Request(task="animate", face=picture, sound=sound(tmp_path / "s.wav", 7)), nano)
+    with pytest.raises(InputError, match="--duration takes 9.00 s"):
+        check(Request(task="generate", prompt="a man", duration_s=9), nano)
+    with pytest.raises(InputError, match="2.31 s are the given clip's end"):
+        check(Request(task="continue", video=video, duration_s=4), nano)
+
+
+def test_animate_keeps_the_sounds_length_and_the_pictures_shape(
+    nano: Preset, tmp_path: Path, picture: Path
+) -> None:
+    plan = check(Request(task="animate", face=picture, sound=sound(tmp_path / "s.wav", 1.3)), nano)
+    assert plan.num_frames == 21 and plan.row is TASKS["animate"] and not plan.phonemes
+    assert (plan.spec.height, plan.spec.width) == (192, 128)
+    assert plan.out_height / plan.out_width == pytest.approx(480 / 360, rel=0.02)
+
+
+def test_dub_takes_the_videos_own_voice(nano: Preset, video: Path) -> None:
+    plan = check(Request(task="dub", video=video, speech="Good morning."), nano)
+    assert plan.voice == video and plan.row is TASKS["dub-voice"]
+    assert plan.duration_s == pytest.approx(3.0, abs=1 / 16)
+
+
+def test_continue_reads_whole_latent_frames_of_the_end(nano: Preset, video: Path) -> None:
+    plan = check(Request(task="continue", video=video, speech="And so on."), nano)
+    assert plan.context_frames == 37 and plan.context_start_s == pytest.approx(3 - 37 / 16, abs=0.02)
+    assert plan.phonemes[0].start_s > 37 / 16
+
+
+def test_a_preset_that_needs_a_face_says_so() -> None:
+    with pytest.raises(UsageError, match="makes a clip from a picture"):
+        check(Request(task="generate", prompt="a man"), load_preset("uniavgen"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"steps": 0}, "--steps 0"),
+        ({"duration_s": -1.0}, "--duration -1"),
+        ({"size": 16}, "--size 16"),
+        ({"size": (100, 128)}, "--size 128x100"),
+    ],
+)
+def test_impossible_options(nano: Preset, fields: dict, problem: str) -> None:
+    with pytest.raises(UsageError, match=problem):
+        check(replace(Request(task="generate", prompt="a man"), **fields), nano)
+
+
+@pytest.mark.parametrize("speech", ["今天天气很好", "...", "Привет"])
+def test_speech_that_cannot_be_said(nano: Preset, speech: str) -> None:
+    with pytest.raises(InputError):
+        check(Request(task="generate", prompt="a man", speech=speech), nano)
+
+
+def test_checking_needs_no_torch() -> None:
+    code = (
+        "import sys; from uniavgen_cli.config import load_preset;"
+        "from uniavgen_cli.engine.request import Request, check;"
+        "check(Request(task='generate', prompt='a man says \"hello\"'), load_preset('nano'));"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
