@@ -1,4 +1,4 @@
-"""The engine and the Python API on an untrained model of the smallest size: what is given, kept and recorded."""
+"""The engine and the Python API on an untrained, tiny model: what is given, kept and recorded."""
 
 from dataclasses import replace
 from pathlib import Path

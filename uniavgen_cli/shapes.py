@@ -93,7 +93,7 @@ def latent_frames_of(num_frames: int) -> int:
 
 
 def fit_size(height: int, width: int, short_side: int, multiple: int = SIZE_MULTIPLE) -> tuple[int, int]:
-    """Height and width with the short side at `short_side`, both rounded up to `multiple`, aspect nearly kept."""
+    """Height and width with the short side at `short_side`, both rounded up to multiples of `multiple`."""
     scale = short_side / min(height, width)
 
     def side(pixels: int) -> int:

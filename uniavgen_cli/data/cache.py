@@ -1,4 +1,4 @@
-"""Training clips kept as the model sees them: mels and phonemes, then latents and masks, in safetensors shards."""
+"""Training clips as the model sees them: mels and phonemes, latents and masks, in safetensors shards."""
 
 import json
 import multiprocessing
@@ -36,7 +36,8 @@ def build(
 ) -> Iterator[int]:
     """Draw and speak clips `first` to `first + count` of the data set `seed`; yields the clips done so far.
 
-    Without `vae` only the sound is kept, `audio-*.safetensors`; with it only the picture, `video-*.safetensors`.
+    Without `vae` only the sound is kept, in `audio-*.safetensors`; with it only the picture, in
+    `video-*.safetensors`.
     Shards that are there already are left alone, so a run that was cut goes on.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -151,7 +152,7 @@ def picture_arrays(clip: SpeakingClip, codec: VideoVAE) -> dict[str, torch.Tenso
 
 
 def box_masks(boxes: np.ndarray, spec: ClipSpec, rows: int, columns: int) -> torch.Tensor:
-    """Mean coverage of each cell by the boxes (num_frames, 4) of a latent frame's pixel frames, (F, rows, columns)."""
+    """Coverage (F, rows, columns) of each cell by boxes (num_frames, 4), meaned over a latent frame."""
     covered = np.stack([face_mask(tuple(box), spec.height, spec.width, rows, columns) for box in boxes])
     groups = [covered[:1]] + np.split(covered[1:], (spec.num_frames - 1) // TEMPORAL_STRIDE)
     return torch.from_numpy(np.stack([group.mean(0) for group in groups]).astype(np.float16))

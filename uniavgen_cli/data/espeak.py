@@ -73,6 +73,7 @@ def answer(library: ctypes.CDLL, request: dict[str, Any], with_samples: bool) ->
             index += 1
         return 0
 
+    library.espeak_ng_SetRandSeed(1)  # some voices breathe and flutter at random, seeded by the clock
     callback = _Callback(receive)
     library.espeak_SetSynthCallback(callback)
     code = library.espeak_SetVoiceByName(request["voice"].encode())

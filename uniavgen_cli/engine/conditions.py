@@ -33,7 +33,7 @@ QUIET = 10 ** (-40 / 20)  # of the peak: below it a voice is not speaking
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """Everything sampling reads, batch 1: latents (1, c, f, h, w), mels (1, t, 80), conditions of both passes.
+    """Everything sampling reads, batch 1: latents (1, c, f, h, w), mels (1, t, 80), both conditions.
 
     `gain` is what the given sound was multiplied by.
     """
@@ -46,7 +46,7 @@ class Prepared:
 
 @torch.inference_mode()
 def prepare(plan: Plan, vae: VideoVAE, captions: CaptionEncoder) -> Prepared:
-    """Read and encode what the plan's row of the task table gives. Raises InputError for what can't be read."""
+    """Read and encode what the plan's row of the task table gives; InputError for what can't be read."""
     spec, row, request = plan.spec, plan.row, plan.request
     frames = _given_frames(plan)
     given_video = prior = None
@@ -134,7 +134,7 @@ def _as_video(frames: np.ndarray) -> Tensor:
 
 
 def _given_sound(plan: Plan) -> tuple[Tensor, float]:
-    """The given sound as normalised mels (1, t, 80) at the usual peak, silence to the window's end if all is given."""
+    """The given sound as normalised mels (1, t, 80) at the usual peak; if all is given, to the window's end."""
     spec, request = plan.spec, plan.request
     if plan.row.given_audio == "all":
         assert request.sound is not None
@@ -187,7 +187,7 @@ def _fit_to_lips(plan: Plan, frames: np.ndarray) -> tuple[TimedPhoneme, ...]:
 
 
 def moving_span(frames: np.ndarray, fps: float) -> tuple[float, float] | None:
-    """When the lower half of the face begins and stops moving, in seconds; None when it doesn't, or always does.
+    """When the lower half of the face begins and stops moving, in seconds; None when it stands still.
 
     frames (n, h, w, 3) uint8.
     """
@@ -210,7 +210,7 @@ def moving_span(frames: np.ndarray, fps: float) -> tuple[float, float] | None:
 
 
 def _face_prior(plan: Plan, picture: np.ndarray) -> Tensor | None:
-    """What is added to the face mask's logits, (1, f, n): face_prior * (2 * mask - 1); None where that is 0."""
+    """Added to the face mask's logits, (1, f, n): face_prior * (2 * mask - 1); None where that is 0."""
     spec, strength = plan.spec, plan.preset.sampling.face_prior
     faces = detect_faces(picture)
     if faces:

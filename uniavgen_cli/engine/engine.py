@@ -38,8 +38,8 @@ def silent(stage: str, done: int, total: int) -> None:
 class Clip:
     """What was made: frames (n, h, w, 3) uint8 at `fps`, samples (m,) float32 at `sample_rate`.
 
-    For `dub` the frames are the model's view of the given ones and the file keeps the given packets; for `animate`
-    the file keeps the given sound; for `continue` these are the new part alone and the file has both.
+    For `dub` the frames are the model's view of the given ones and the file keeps the given packets; for
+    `animate` the file keeps the given sound; for `continue` these are the new part alone, the file has both.
     """
 
     plan: Plan
@@ -168,7 +168,7 @@ class Engine:
                     frames, samples = self._decode(plan, prepared, state)
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise OutOfMemoryError(
-                f"a clip of {plan.spec.width}x{plan.spec.height} and {plan.spec.num_frames} frames does not fit "
+                f"a clip of {plan.spec.width}x{plan.spec.height}, {plan.spec.num_frames} frames, does not fit "
                 f"the memory of {self.runtime.device.value}",
                 "take a smaller --size or a shorter clip",
             ) from error
@@ -230,7 +230,7 @@ class Engine:
         return given.put_back(state)
 
     def _decode(self, plan: Plan, prepared: Prepared, state: State) -> tuple[np.ndarray, np.ndarray]:
-        """The part of the window that was asked for and is new: frames at the written size, and its samples."""
+        """The part of the window that is new and asked for: frames at the written size, and its samples."""
         spec = plan.spec
         video = self.video_vae.decode(state.video)[0, :, plan.context_frames : plan.num_frames]
         pixels = ((video.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

@@ -42,7 +42,7 @@ class Request:
 class Plan:
     """A request that was found possible, with every length worked out.
 
-    `spec` is the model's window, `num_frames` of it are asked for (the rest is cut off again), of which the first
+    `spec` is the model's window, `num_frames` of it are asked for (the rest is cut off), of which the first
     `context_frames` are given by the clip that goes on. `phonemes` are timed within the clip, empty without
     speech. `out_height` and `out_width` are the pixels written.
     """

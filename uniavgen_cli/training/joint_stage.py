@@ -38,6 +38,7 @@ class JointTraining:
     no_picture: float = 0.5  # share of the joint batches that start from the prompt alone
     mask_weight: float = 0.1  # at the first step; falls to 0 along the run
     shift: float = 3.0  # of the training timesteps, towards noise
+    odds: dict[str, float] | None = None  # of the tasks by name; those of the task table when not given
     bf16: bool = True
 
 
@@ -81,8 +82,9 @@ class ClipBank:
 
 def joint_stage(model: UniAVGen, bank: ClipBank, how: JointTraining) -> Stage:
     """The stage that trains `model` on `bank`: audio alone, or the five tasks together."""
-    odds = np.array([row.odds for row in TASKS.values()], float)
-    rows = list(TASKS.values())
+    given = how.odds or {name: row.odds for name, row in TASKS.items()}
+    odds = np.array(list(given.values()), float)
+    rows = [TASKS[name] for name in given]
 
     def batch(step: int) -> Batch:
         rng = np.random.default_rng([how.seed, step])
@@ -111,7 +113,7 @@ def joint_stage(model: UniAVGen, bank: ClipBank, how: JointTraining) -> Stage:
 
 
 def export(weights: dict[str, Tensor], folder: Path) -> None:
-    """Save the averaged weights as the product reads them: joint.safetensors shards and their index, bfloat16."""
+    """Save the averaged weights as the product reads them: shards and their index, in bfloat16."""
     save_sharded(weights, folder)
 
 

@@ -26,7 +26,7 @@ Progress = Callable[[str, int, int], None]
 
 
 def build_stage(recipe: Preset, folder: Path, progress: Progress) -> Stage:
-    """The stage of a recipe, its data made first where it needs any; raises UsageError for an unknown part or key."""
+    """The stage of a recipe, its data made first; raises UsageError for an unknown part or key."""
     how = dict(recipe.train or {})
     part = how.pop("part", None)
     builders: dict[str, Callable[..., Stage]] = {
@@ -62,7 +62,7 @@ def _joint(
     start_from: str | None = None,
     **how: Any,
 ) -> Stage:
-    """The joint model on `clips` cached clips in the folder `data`; `start_from` names an index of weights."""
+    """The joint model on `clips` cached clips in the folder `data`; `start_from` is an index of weights."""
     training = JointTraining(**how)
     vae = None
     if not training.audio_alone:

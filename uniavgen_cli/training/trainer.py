@@ -25,7 +25,7 @@ class Stage:
 
     `batch(step)` draws everything from the step number, so that the same seed and step give the same batch.
     `loss(module, batch, step)` returns named per-sample values, each (b,) and already weighted; the loop sums
-    the names and means the batch. `export(weights, folder)` writes the averaged weights as the product reads them.
+    the names and means the batch. `export(weights, folder)` writes the averaged weights for the product.
     """
 
     name: str
@@ -64,10 +64,10 @@ def run(
     report: Callable[[Progress], None] = lambda progress: None,
     report_every: int = 20,
 ) -> bool:
-    """Train `stage` in the folder `out`, going on from its checkpoint if there is one; True when it is finished.
+    """Train `stage` in the folder `out`, going on from a checkpoint there; True when it is finished.
 
-    Ctrl-C finishes the step, saves and returns False; the same call goes on from there. A checkpoint is replaced
-    whole, so a run that is killed loses at most `checkpoint_every_s` seconds. Raises WeightsError when the
+    Ctrl-C finishes the step, saves and returns False; the same call goes on from there. A checkpoint is
+    replaced whole, so a run that is killed loses at most `checkpoint_every_s` seconds. Raises WeightsError when the
     checkpoint belongs to another model.
     """
     out.mkdir(parents=True, exist_ok=True)

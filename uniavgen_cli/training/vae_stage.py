@@ -17,21 +17,24 @@ from uniavgen_cli.shapes import SPATIAL_STRIDE, TEMPORAL_STRIDE
 from uniavgen_cli.training.trainer import Batch, Stage
 
 NOISE = (
-    0.12  # largest deviation of the noise on unit-scaled latents, so that the decoder bears imperfect ones
+    0.1  # largest deviation of the noise on unit-scaled latents: the decoder learns to bear imperfect ones
 )
-POLISHING_NOISE = 0.2  # the same while the decoder alone trains, which can learn to bear more
 FACE_WEIGHT = 2.0
 MOUTH_WEIGHT = 8.0
+# Four frames share a latent frame, and to draw all four alike costs little of any plain error: what moves
+# within them weighs more, and is an error of its own, or mouths stand still for four frames and jump.
+MOTION_WEIGHT = 12.0
+INNER_WEIGHT = 2.0
 # A first frame has a latent frame to itself, the others share one by four: so latents count alike.
 FIRST_FRAME_WEIGHT = 3.0
-ANYTHING_SHARE = 0.2
+ANYTHING_SHARE = 0.15
 SIZES = ((128, 128),) * 5 + ((128, 192), (192, 128), (128, 160), (160, 128))
 FPS = 16
 # A new speaker costs more than many frames of one, so a step takes its clips from the latest speakers.
 WINDOW = 256
 STEPS_PER_SPEAKER = 4
 CROP = 96  # pixels, a square round the mouth that most steps look at: the same face for half of the work
-CROP_SHARE = 0.6
+CROP_SHARE = 0.8
 SPEAKER_FRAMES = 25
 START_CLIPS = 48
 STATISTICS_CLIPS = 64
@@ -63,29 +66,17 @@ def vae_stage(
     latent_frames: int = 8,
     dtype: torch.dtype = torch.bfloat16,
     seed: int = 0,
-    keep_latents_of: str | Path | None = None,
 ) -> Stage:
-    """The stage that trains a VAE of `config`; `latent_frames` a step bounds memory and time.
-
-    With `keep_latents_of`, a saved VAE, its decoder alone trains on, so that what was trained on its latents
-    stays valid; otherwise everything trains from nothing.
-    """
+    """The stage that trains a VAE of `config` from nothing; `latent_frames` a step bounds memory and time."""
     torch.manual_seed(seed)
-    if keep_latents_of is None:
-        vae = VideoVAE(config)
-        start_linear(vae, START_CLIPS)
-    else:
-        vae = VideoVAE.load(Path(keep_latents_of), config)
-        vae.encoder.requires_grad_(False)
-    noise = NOISE if keep_latents_of is None else POLISHING_NOISE
+    vae = VideoVAE(config)
+    start_linear(vae, START_CLIPS)
     return Stage(
         name="video_vae",
         module=vae,
         batch=lambda step: batch(step, latent_frames=latent_frames, seed=seed),
-        loss=lambda module, batch, step: loss(module, batch, step, noise),
-        export=lambda weights, folder: export(
-            weights, config, folder / "video_vae.safetensors", measure=keep_latents_of is None
-        ),
+        loss=loss,
+        export=lambda weights, folder: export(weights, config, folder / "video_vae.safetensors"),
         steps=steps,
         lr=lr,
         decay_from=0.3,
@@ -125,20 +116,31 @@ def batch(step: int, *, latent_frames: int = 8, seed: int = 0) -> Batch:
     return {"frames": pixels / 127.5 - 1, "weight": importance}
 
 
-def loss(module: torch.nn.Module, batch: Batch, step: int, noise: float) -> dict[str, Tensor]:
-    """Weighted pixel and edge errors and the pull of raw latents to unit scale, each (b,)."""
-    frames, weight = batch["frames"], batch["weight"]
-    decoded, latents = module(frames, noise, torch.Generator().manual_seed(step))
+def loss(module: torch.nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
+    """Weighted errors of pixels, edges and motion, and the pull of raw latents to unit scale, each (b,)."""
+    frames = batch["frames"]
+    weight = batch["weight"] * (1 + MOTION_WEIGHT * inner_motion(frames).abs().amax(1, keepdim=True))
+    decoded, latents = module(frames, NOISE, torch.Generator().manual_seed(step))
     error = decoded.float() - frames
     dims = (1, 2, 3, 4)
     pixel = (weight * (error.abs() + 2 * error.square())).mean(dims)
     edge = (weight[..., 1:, :] * error.diff(dim=3).abs()).mean(dims)
     edge = edge + (weight[..., 1:] * error.diff(dim=4).abs()).mean(dims)
-    if frames.shape[2] > 1:
-        edge = edge + (weight[:, :, 1:] * error.diff(dim=2).abs()).mean(dims)
+    inner = (weight * inner_motion(error).abs()).mean(dims)
     variance, mean = torch.var_mean(latents.float(), dim=(0, 2, 3, 4))
     scale = (mean.square() + (variance - 1).square()).mean()
-    return {"pixel": pixel, "edge": 0.5 * edge, "scale": 0.02 * scale.expand(len(frames))}
+    return {
+        "pixel": pixel,
+        "edge": 0.5 * edge,
+        "inner": INNER_WEIGHT * inner,
+        "scale": 0.02 * scale.expand(len(frames)),
+    }
+
+
+def inner_motion(x: Tensor) -> Tensor:
+    """How each frame of x (b, c, f, h, w) differs from the mean of the four that share a latent frame."""
+    fours = x[:, :, 1:].unflatten(2, (x.shape[2] // TEMPORAL_STRIDE, TEMPORAL_STRIDE))
+    return F.pad((fours - fours.mean(3, keepdim=True)).flatten(2, 3), (0, 0, 0, 0, 1, 0))
 
 
 @torch.no_grad()
@@ -163,20 +165,19 @@ def start_linear(vae: VideoVAE, num_clips: int) -> None:
     read = basis / deviation
     maps = vae.encoder.linear, vae.decoder.linear
     values = ((read.T, -mean @ read), (basis * deviation, mean))
-    for linear, (weight, bias) in zip(maps, values, strict=True):
-        linear.load_state_dict({"weight": weight.reshape(linear.weight.shape), "bias": bias})
+    for linear, (kernel, bias) in zip(maps, values, strict=True):
+        linear.load_state_dict({"weight": kernel.reshape(linear.weight.shape), "bias": bias})
     for head in (vae.encoder.head, vae.decoder.head):
         head.weight.mul_(0.1)
 
 
-def export(weights: dict[str, Tensor], config: VideoVAEConfig, path: Path, *, measure: bool) -> None:
-    """Save the averaged weights in bfloat16; `measure` sets the latents' mean and deviation from speakers."""
+def export(weights: dict[str, Tensor], config: VideoVAEConfig, path: Path) -> None:
+    """Save the averaged weights in bfloat16, with the latents' mean and deviation measured on speakers."""
     vae = VideoVAE(config)
     vae.load_state_dict(weights)
-    if measure:
-        mean, std = latent_statistics(vae.eval(), STATISTICS_CLIPS)
-        vae.latent_mean.copy_(mean)
-        vae.latent_std.copy_(std)
+    mean, std = latent_statistics(vae.eval(), STATISTICS_CLIPS)
+    vae.latent_mean.copy_(mean)
+    vae.latent_std.copy_(std)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: value.bfloat16().contiguous() for name, value in vae.state_dict().items()}, path)
 
@@ -271,7 +272,7 @@ def _scene(rng: np.random.Generator, side: int) -> Frames:
     for _ in range(int(rng.integers(4, 40))):
         radius = max(2.0, largest * rng.random() ** 2)
         centre = rng.uniform(0, side, 2)
-        mask = np.zeros((side, side), np.uint8)
+        mask: Frames = np.zeros((side, side), np.uint8)
         draw = _SHAPES[rng.integers(len(_SHAPES))]
         draw(rng, mask, centre, radius)
         if rng.random() < 0.3:
