@@ -134,7 +134,7 @@ def _as_video(frames: np.ndarray) -> Tensor:
 
 
 def _given_sound(plan: Plan) -> tuple[Tensor, float]:
-    """The given sound as normalised mels (1, t, 80) at the usual peak; if all is given, to the window's end."""
+    """The given sound as normalised mels (1, t, 80) at the usual peak; all of it is padded to the window."""
     spec, request = plan.spec, plan.request
     if plan.row.given_audio == "all":
         assert request.sound is not None

@@ -168,7 +168,7 @@ class Engine:
                     frames, samples = self._decode(plan, prepared, state)
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise OutOfMemoryError(
-                f"a clip of {plan.spec.width}x{plan.spec.height}, {plan.spec.num_frames} frames, does not fit "
+                f"{plan.spec.num_frames} frames of {plan.spec.width}x{plan.spec.height} do not fit "
                 f"the memory of {self.runtime.device.value}",
                 "take a smaller --size or a shorter clip",
             ) from error

@@ -213,9 +213,7 @@ def _worn(frame: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         frame = cv2.GaussianBlur(frame, (0, 0), rng.uniform(0.3, 1.3))
     if rng.random() < 0.25:
         quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(20, 80))]
-        coded = cv2.imdecode(cv2.imencode(".jpg", frame, quality)[1], cv2.IMREAD_COLOR)
-        assert coded is not None
-        frame = coded
+        frame = np.asarray(cv2.imdecode(cv2.imencode(".jpg", frame, quality)[1], cv2.IMREAD_COLOR))
     light = frame.astype(np.float32) * rng.normal(1, 0.06) + rng.normal(0, 5)
     if rng.random() < 0.5:
         light += rng.normal(0, rng.uniform(0, 10), frame.shape).astype(np.float32)

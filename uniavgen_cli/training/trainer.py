@@ -67,8 +67,8 @@ def run(
     """Train `stage` in the folder `out`, going on from a checkpoint there; True when it is finished.
 
     Ctrl-C finishes the step, saves and returns False; the same call goes on from there. A checkpoint is
-    replaced whole, so a run that is killed loses at most `checkpoint_every_s` seconds. Raises WeightsError when the
-    checkpoint belongs to another model.
+    replaced whole, so a run that is killed loses at most `checkpoint_every_s` seconds. Raises
+    WeightsError when the checkpoint belongs to another model.
     """
     out.mkdir(parents=True, exist_ok=True)
     module = stage.module.to(device).train()
