@@ -311,7 +311,8 @@ def test_a_clip_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     broken = tmp_path / "bin" / "ffmpeg"
     broken.parent.mkdir()
     # writes half a file, as a full disk does
-    script = 'for last; do :; done; echo half > "${last#file:}"; echo "No space left on device" >&2; exit 1'
+    target = 'for a; do case $a in file:*) last=$a;; esac; done; echo half > "${last#file:}"'
+    script = f'{target}; echo "No space left on device" >&2; exit 1'
     broken.write_text(f"#!/bin/sh\n{script}\n")
     broken.chmod(0o755)
     monkeypatch.setenv("UNIAVGEN_FFMPEG", str(broken))
