@@ -38,7 +38,9 @@ def log_mel(waveform: Tensor) -> Tensor:
     window, bank = _tables(padded.device)
     spectrum = torch.stft(padded, N_FFT, HOP, window=window, center=False, return_complex=True)
     magnitude = torch.sqrt(spectrum.real**2 + spectrum.imag**2 + 1e-9)  # (b, 513, t)
-    return torch.log((bank @ magnitude).clamp_min(FLOOR)).transpose(1, 2)
+    with torch.autocast(padded.device.type, enabled=False):  # its logarithm would show the rounding
+        mels = bank @ magnitude
+    return torch.log(mels.clamp_min(FLOOR)).transpose(1, 2)
 
 
 def normalize(mels: Tensor) -> Tensor:
