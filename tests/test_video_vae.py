@@ -142,7 +142,9 @@ def test_the_start_is_already_a_picture(monkeypatch: pytest.MonkeyPatch) -> None
     assert (decoded - frames).square().mean() < 0.4 * frames.var()
 
 
-def test_shipped_weights_keep_faces_and_mouths() -> None:
+@pytest.fixture(scope="module")
+def shipped_psnr() -> tuple[float, float]:
+    """Of four unseen speakers through the shipped VAE: dB of the whole picture and of the mouth."""
     vae = VideoVAE.load(SHIPPED, VideoVAEConfig())
     whole, mouth = [], []
     for i in range(4):
@@ -152,5 +154,18 @@ def test_shipped_weights_keep_faces_and_mouths() -> None:
             error = (vae.decode(vae.encode(frames)) - frames).square().mean(1)[0] / 4
         whole.append(-10 * error.mean().log10())
         mouth.append(-10 * error[torch.from_numpy(weight) == vae_stage.MOUTH_WEIGHT].mean().log10())
-    assert np.mean(whole) > 26
-    assert np.mean(mouth) > 18
+    return float(np.mean(whole)), float(np.mean(mouth))
+
+
+def test_shipped_weights_keep_faces_and_mouths(shipped_psnr: tuple[float, float]) -> None:
+    """What the shipped weights do reach; less would be a loss on the way from file to picture."""
+    whole, mouth = shipped_psnr
+    assert whole > 26 and mouth > 18
+
+
+@pytest.mark.xfail(
+    strict=True, reason="the first weights miss their bars: about 28 and 20 dB on unseen speakers"
+)
+def test_shipped_weights_reach_their_bars(shipped_psnr: tuple[float, float]) -> None:
+    whole, mouth = shipped_psnr
+    assert whole >= 30 and mouth >= 26
