@@ -65,7 +65,7 @@ def test_overlap_of_boxes() -> None:
 def test_unseen_avatars_are_found_at_every_size() -> None:
     found = precise = faces_seen = 0
     overlaps = []
-    for number in range(15):
+    for number in range(20):
         frame, truth = unseen_avatar(number, *SIZES[number % len(SIZES)])
         faces = detect_faces(frame, "built-in")
         fits = [overlap(seen.box, truth) for seen in faces]  # type: ignore[arg-type]
@@ -73,7 +73,7 @@ def test_unseen_avatars_are_found_at_every_size() -> None:
         precise += sum(fit > 0.5 for fit in fits)
         faces_seen += len(faces)
         overlaps.append(max(fits, default=0))
-    assert found >= 14 and precise / faces_seen >= 0.95
+    assert found >= 19 and precise / faces_seen >= 0.95
     assert np.mean(overlaps) > 0.75
 
 
@@ -114,7 +114,7 @@ def test_the_cascade_finds_most_faces_where_they_are() -> None:
         frame, truth = unseen_avatar(number, 192, 192)
         faces = detect_faces(frame, "cascade")
         hits.append(max((overlap(seen.box, truth) for seen in faces), default=0))  # type: ignore[arg-type]
-    assert sum(hit > 0.5 for hit in hits) >= 4
+    assert sum(hit > 0.5 for hit in hits) >= 5
 
 
 def test_without_its_weights_only_the_cascade_looks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from uniavgen_cli.models.interaction import Grid
 from uniavgen_cli.models.speech_text import pad_tokens
 from uniavgen_cli.models.state_dict import load_module, read_tensors, save_sharded
 from uniavgen_cli.models.uniavgen import (
+    CLEAN_FLOOR,
     AudioStream,
     Conditions,
     JointOutput,
@@ -104,7 +105,20 @@ def test_both_directions_off_are_two_branches() -> None:
     other_picture = model(replace(video, latents=video.latents + 1), audio, text, apart)
     assert torch.equal(out.video, other_sound.video) and torch.equal(out.audio, other_picture.audio)
     torch.testing.assert_close(out.audio, model.forward_audio(audio, text))
+    torch.testing.assert_close(out.video, model.forward_video(video, text.caption))
     assert not torch.equal(model(video, audio, text, on()).video, out.video)
+
+
+@torch.inference_mode()
+def test_clean_latents_are_what_the_velocity_leaves() -> None:
+    model, video, audio, text = tiny_model(), video_stream(), audio_stream(), conditions(12)
+    made = model(video, audio, text, on()).video
+    model.config = replace(model.config, clean_video=True)
+    out = model(video, audio, text, on())
+    noisy = video.timesteps[0] >= 1000 * CLEAN_FLOOR
+    left = video.latents - out.video * (video.timesteps / 1000)[:, None, :, None, None]
+    assert noisy.any() and out.video.isfinite().all()
+    torch.testing.assert_close(left[:, :, noisy], made[:, :, noisy])
 
 
 @torch.inference_mode()

@@ -15,13 +15,14 @@ from uniavgen_cli.codecs.caption import CaptionConfig, CaptionEncoder
 from uniavgen_cli.codecs.video_vae import VideoVAE, VideoVAEConfig
 from uniavgen_cli.config import Preset, load_preset, weights_folder
 from uniavgen_cli.data import cache
-from uniavgen_cli.data.dataset import sample_clip
+from uniavgen_cli.data.dataset import sample_clip, sample_picture
 from uniavgen_cli.engine.tasks import TASKS
 from uniavgen_cli.errors import WeightsError
 from uniavgen_cli.models.state_dict import load_module
 from uniavgen_cli.models.uniavgen import UniAVGen, UniAVGenConfig
 from uniavgen_cli.training import joint_stage as joint
 from uniavgen_cli.training.trainer import Progress, Stage, rate, run
+from uniavgen_cli.training.vae_stage import latent_importance
 
 
 def line_stage(steps: int = 40, **changes: object) -> Stage:
@@ -195,6 +196,98 @@ def test_the_mask_loss_fades_and_is_of_the_faces_box(tiny: Preset, bank: joint.C
     early, late = (stage.loss(stage.module, batch, step) for step in (0, 40))
     assert late["mask"].mean().item() == pytest.approx(early["mask"].mean().item() * 0.5, rel=1e-3)
     assert "mask" not in stage.loss(stage.module, batch, 90)
+
+
+@pytest.fixture
+def pictures(tiny: Preset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> cache.CachedPictures:
+    """Four drawn pictures, cached and read back."""
+    monkeypatch.setattr(cache, "PICTURE_SHARD", 4)
+    path = weights_folder(tiny) / "video_vae.safetensors"
+    assert cache._write_pictures(tmp_path, 3, 0, cache.VAESource(path=path, config=tiny.video_vae)) == 4
+    return cache.load_pictures(tmp_path)
+
+
+def caption_encoder(tiny: Preset) -> CaptionEncoder:
+    return CaptionEncoder.load(weights_folder(tiny) / "caption.safetensors", CaptionConfig(**tiny.caption))
+
+
+def test_a_cached_picture_is_what_was_drawn(tiny: Preset, pictures: cache.CachedPictures) -> None:
+    vae = VideoVAE.load(weights_folder(tiny) / "video_vae.safetensors", VideoVAEConfig(**tiny.video_vae))
+    drawn, caption = sample_picture(3, 2)
+    with torch.inference_mode():
+        latents = vae.encode(cache.frames_of(drawn[None]))[0, :, 0]
+    assert torch.equal(pictures.latents[2], latents.half()) and pictures.captions[2] == caption
+    assert len(set(pictures.captions)) > 1
+
+
+def test_single_pictures_come_by_their_share_and_teach_the_video_branch(
+    tiny: Preset, bank: joint.ClipBank, pictures: cache.CachedPictures
+) -> None:
+    shelf = joint.PictureBank(pictures, caption_encoder(tiny))
+    stage = joint.joint_stage(
+        tiny_model(tiny), bank, how(steps=300, picture_share=0.5, picture_batch=5), pictures=shelf
+    )
+    kinds = ["picture" in stage.batch(step) for step in range(80)]
+    assert 0.3 < np.mean(kinds) < 0.7
+    batch = stage.batch(kinds.index(True))
+    assert batch["picture"].shape == (5, *pictures.latents.shape[1:2], 1, *pictures.latents.shape[2:])
+    loss = stage.loss(stage.module, batch, 0)["picture"]
+    loss.mean().backward()
+    assert loss.shape == (5,)
+    taught = {name.split(".")[0] for name, p in stage.module.named_parameters() if p.grad is not None}
+    assert "head" in taught and not taught & {"audio_blocks", "a2v_blocks", "v2a_blocks"}
+
+
+def test_importance_weighs_the_channels_of_the_video_loss(
+    tiny: Preset, bank: joint.ClipBank, pictures: cache.CachedPictures
+) -> None:
+    shelf = joint.PictureBank(pictures, caption_encoder(tiny))
+    channels = tiny.model["video_latent_channels"]
+    one_by_one = torch.eye(channels) * channels
+    losses = []
+    for importance in (None, *one_by_one):
+        stage = joint.joint_stage(
+            tiny_model(tiny), bank, how(picture_share=1.0), pictures=shelf, importance=importance
+        )
+        losses.append(stage.loss(stage.module, stage.batch(0), 0)["picture"].detach())
+    torch.testing.assert_close(torch.stack(losses[1:]).mean(0), losses[0])
+    assert torch.stack(losses[1:]).std(0).min() > 0
+
+
+def test_a_clean_pictures_error_counts_alike_at_low_noise(
+    tiny: Preset, bank: joint.ClipBank, pictures: cache.CachedPictures
+) -> None:
+    model = UniAVGen(UniAVGenConfig(**{**tiny.model, "clean_video": True}))  # from scratch it gives nothing
+    shelf = joint.PictureBank(pictures, caption_encoder(tiny))
+    stage = joint.joint_stage(model, bank, how(picture_share=1.0, picture_batch=3), pictures=shelf)
+    batch = {**stage.batch(0), "t": torch.tensor([0.1, 0.3, 0.8])}
+    missed = batch["picture"].square().flatten(1).mean(1)
+    expected = missed / torch.tensor([0.4, 0.4, 0.8]) ** 2
+    torch.testing.assert_close(stage.loss(model, batch, 0)["picture"].detach(), expected)
+
+
+def test_what_is_seen_most_weighs_most(tiny: Preset) -> None:
+    vae = VideoVAE.load(weights_folder(tiny) / "video_vae.safetensors", VideoVAEConfig(**tiny.video_vae))
+    before = latent_importance(vae, num_clips=1)
+    assert before.mean().item() == pytest.approx(1) and before.min() >= 0
+    with torch.no_grad():
+        vae.latent_std[1] *= 4
+    after = latent_importance(vae, num_clips=1)
+    assert after[1] / after[0] > 1.5 * before[1] / before[0]
+
+
+def test_a_held_audio_branch_stays_as_it_was(tiny: Preset, bank: joint.ClipBank, tmp_path: Path) -> None:
+    model = tiny_model(tiny)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    stage = joint.joint_stage(model, bank, how(steps=3, hold_audio=True, odds={"generate": 1.0}))
+    run(stage, tmp_path)
+    moved = {
+        name.split(".")[0]
+        for name, value in model.state_dict().items()
+        if not torch.equal(value, before[name])
+    }
+    assert {"blocks", "a2v_blocks", "v2a_blocks", "head"} <= moved
+    assert not any(f"{name}.".startswith(joint.AUDIO_PARTS) for name in moved)
 
 
 def test_jitter_moves_phonemes_and_keeps_their_order() -> None:

@@ -86,7 +86,7 @@ def test_loading_is_strict(vae: VideoVAE, tmp_path: Path) -> None:
     save_file(state, tmp_path / "lacking.safetensors")
     with pytest.raises(WeightsError, match="encoder.stem.bias"):
         VideoVAE.load(tmp_path / "lacking.safetensors", TINY)
-    with pytest.raises(WeightsError, match="can't read"):
+    with pytest.raises(WeightsError, match="can't be read"):
         VideoVAE.load(tmp_path / "missing.safetensors", TINY)
 
 
@@ -103,7 +103,9 @@ def test_training_learns_and_exports_normalised_latents(
 ) -> None:
     monkeypatch.setattr(vae_stage, "START_CLIPS", 4)
     monkeypatch.setattr(vae_stage, "STATISTICS_CLIPS", 6)
-    stage = vae_stage.vae_stage(TINY, steps=10, lr=3e-3, latent_frames=2, dtype=torch.float32)
+    stage = vae_stage.vae_stage(TINY, steps=40, lr=1e-2, latent_frames=2, dtype=torch.float32)
+    torch.manual_seed(1)
+    stage.module.load_state_dict(VideoVAE(TINY).state_dict())  # not from principal components: all to learn
     held_out = vae_stage.batch(0, latent_frames=6, seed=1)
 
     def pixel_loss() -> float:
@@ -114,7 +116,7 @@ def test_training_learns_and_exports_normalised_latents(
 
     before = pixel_loss()
     assert trainer.run(stage, tmp_path)
-    assert pixel_loss() < before
+    assert pixel_loss() < 0.8 * before
 
     vae = VideoVAE.load(tmp_path / "video_vae.safetensors", TINY)
     clips = [vae_stage.speaker_clip(vae_stage.HELD_OUT + i, 9, 128, 128)[0] for i in range(6)]

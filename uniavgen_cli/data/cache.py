@@ -1,4 +1,4 @@
-"""Training clips as the model sees them: mels and phonemes, latents and masks, in safetensors shards."""
+"""Training clips and pictures as the model sees them: mels and phonemes, latents and masks, in shards."""
 
 import json
 import multiprocessing
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,12 +15,13 @@ from safetensors.torch import save_file
 
 from uniavgen_cli.codecs.mel import log_mel, normalize, peak_normalize
 from uniavgen_cli.codecs.video_vae import VideoVAE, VideoVAEConfig
-from uniavgen_cli.data.dataset import REFERENCE_TOKENS, SpeakingClip, sample_clip
+from uniavgen_cli.data.dataset import REFERENCE_TOKENS, SpeakingClip, sample_clip, sample_picture
 from uniavgen_cli.data.voice import place_phonemes
 from uniavgen_cli.media.face import face_mask
 from uniavgen_cli.shapes import TEMPORAL_STRIDE, ClipSpec
 
 SHARD = 64  # clips a file
+PICTURE_SHARD = 512  # pictures a file
 SILENT_SAMPLES = 7200  # 0.3 s
 
 
@@ -40,14 +42,26 @@ def build(
     `video-*.safetensors`.
     Shards that are there already are left alone, so a run that was cut goes on.
     """
-    out.mkdir(parents=True, exist_ok=True)
     kind = "audio" if vae is None else "video"
     starts = [s for s in range(first, first + count, SHARD) if not _shard(out, kind, s).is_file()]
     done = count - len(starts) * SHARD
+    yield from _written(workers, done, [(_write_shard, out, seed, start, vae) for start in starts])
+
+
+def build_pictures(out: Path, *, seed: int, count: int, vae: VAESource, workers: int = 1) -> Iterator[int]:
+    """Draw pictures 0 to `count` of the data set `seed`, in `picture-*.safetensors`, in the same manner."""
+    starts = [s for s in range(0, count, PICTURE_SHARD) if not _shard(out, "picture", s).is_file()]
+    done = count - len(starts) * PICTURE_SHARD
+    yield from _written(workers, done, [(_write_pictures, out, seed, start, vae) for start in starts])
+
+
+def _written(workers: int, done: int, calls: list[tuple[Any, ...]]) -> Iterator[int]:
+    """Make the calls (function, folder, ...), which return what they wrote, in processes; yields the sum."""
+    for _, out, *_ in calls[:1]:
+        out.mkdir(parents=True, exist_ok=True)
     # spawned: espeak-ng and torch threads do not survive a fork
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        jobs = [pool.submit(_write_shard, out, seed, start, vae) for start in starts]
-        for job in as_completed(jobs):
+        for job in as_completed([pool.submit(*call) for call in calls]):
             done += job.result()
             yield done
 
@@ -74,6 +88,24 @@ def load(out: Path, *, pictures: bool) -> list[CachedClip]:
             drawn = seen[index].tensors if pictures else {}
             clips.append(CachedClip({**sound.tensors, **drawn}, sound.texts))
     return clips
+
+
+@dataclass(frozen=True)
+class CachedPictures:
+    """Single pictures: normalised latents (n, c, h, w) float16 and their captions."""
+
+    latents: torch.Tensor
+    captions: list[str]
+
+
+def load_pictures(out: Path) -> CachedPictures:
+    """Every cached picture of a folder in index order."""
+    latents, captions = [], []
+    for path in sorted(out.glob("picture-*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            latents.append(file.get_tensor("latents"))
+            captions += json.loads(file.metadata()["captions"])
+    return CachedPictures(torch.cat(latents), captions)
 
 
 def _shard(out: Path, kind: str, start: int) -> Path:
@@ -103,6 +135,25 @@ def _write_shard(out: Path, seed: int, start: int, vae: VAESource | None) -> int
     save_file(tensors, beside, metadata={"texts": json.dumps(texts)})
     beside.replace(path)
     return SHARD
+
+
+def _write_pictures(out: Path, seed: int, start: int, vae: VAESource) -> int:
+    torch.set_num_threads(1)
+    codec = VideoVAE.load(vae.path, VideoVAEConfig(**vae.config))  # type: ignore[arg-type]
+    pictures = [sample_picture(seed, index) for index in range(start, start + PICTURE_SHARD)]
+    with torch.inference_mode():
+        latents = [codec.encode(frames_of(pixels[None]))[0, :, 0].half() for pixels, _ in pictures]
+    path = _shard(out, "picture", start)
+    beside = path.with_suffix(".tmp")
+    captions = json.dumps([caption for _, caption in pictures])
+    save_file({"latents": torch.stack(latents)}, beside, metadata={"captions": captions})
+    beside.replace(path)
+    return PICTURE_SHARD
+
+
+def frames_of(pictures: np.ndarray) -> torch.Tensor:
+    """Frames (1, 3, f, h, w) in [-1, 1] of pictures (f, h, w, 3) uint8."""
+    return torch.from_numpy(pictures).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
 
 
 def _read(path: Path) -> dict[str, CachedClip]:
@@ -140,8 +191,7 @@ def mel_of(samples: np.ndarray) -> torch.Tensor:
 def picture_arrays(clip: SpeakingClip, codec: VideoVAE) -> dict[str, torch.Tensor]:
     """Latents in float16, face coverage of each token and mouth coverage of each latent cell."""
     drawn = clip.draw()
-    frames = torch.from_numpy(drawn.frames).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
-    latents = codec.encode(frames)[0].transpose(0, 1)
+    latents = codec.encode(frames_of(drawn.frames))[0].transpose(0, 1)
     spec = clip.spec
     return {
         "latents": latents.half(),

@@ -7,6 +7,7 @@ import numpy as np
 
 from uniavgen_cli.data.avatar import (
     EMOTIONS,
+    MOUTH_PARAMETERS,
     Identity,
     Motion,
     Rendered,
@@ -32,6 +33,7 @@ MEL_HZ = 100
 LENGTHS = (33, 49, 81)  # pixel frames; a clip takes the shortest that holds its speech
 SIZES = ((128, 128), (128, 128), (128, 128), (128, 160), (160, 128), (128, 192), (192, 128))
 REFERENCE_TOKENS = 250  # of another sentence in the same voice
+PICTURES = 1  # a stream of random numbers of its own beside the clips'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +108,19 @@ def sample_clip(
         reference_text=reference_text,
         motion=sample_motion(rng, num_frames, FPS, emotion),
     )
+
+
+def sample_picture(seed: int, index: int, side: int = 128) -> tuple[np.ndarray, str]:
+    """Picture `index` of the data set `seed`: somebody in one moment, (side, side, 3) uint8, and its caption.
+
+    Its people are others than those of the clips.
+    """
+    rng = np.random.default_rng([seed, index, PICTURES])
+    identity = sample_identity(rng)
+    emotion = str(rng.choice(EMOTIONS))
+    mouth = np.clip(rng.normal(0.2, 0.35, (1, len(MOUTH_PARAMETERS))), 0, 1)
+    drawn = render(identity, emotion, mouth, sample_motion(rng, 1, FPS, emotion), height=side, width=side)
+    return drawn.frames[0], describe(identity, emotion, rng).text
 
 
 def _fitting_speech(

@@ -29,10 +29,15 @@ from uniavgen_cli.models.interaction import AudioToVideo, Clip, Grid, VideoToAud
 from uniavgen_cli.models.rope import sequence_table, video_table
 from uniavgen_cli.models.speech_text import PlacedPhonemes, SpeechTextEncoder
 
+CLEAN_FLOOR = 0.05  # of t, where clean latents are divided by it
+
 
 @dataclass(frozen=True, kw_only=True)
 class UniAVGenConfig:
-    """Sizes of the model; `interaction_blocks` count from 0, `phoneme_vocab` 0 means no placed phonemes."""
+    """Sizes of the model, and what its video head gives.
+
+    `interaction_blocks` count from 0, `phoneme_vocab` 0 means no placed phonemes.
+    """
 
     video_dim: int
     video_heads: int
@@ -52,6 +57,7 @@ class UniAVGenConfig:
     mel_bins: int = 80
     patch: tuple[int, int, int] = (1, 2, 2)
     phoneme_vocab: int = 0
+    clean_video: bool = False  # the video head gives clean latents, from which the velocity follows
 
     def __post_init__(self) -> None:
         # YAML and JSON give lists.
@@ -199,7 +205,7 @@ class UniAVGen(nn.Module):
         """One denoising step of both streams."""
         config = self.config
         grid = self._grid(video)
-        x, video_context = self._start_video(video, conditions, grid)  # b (r+f)*n d
+        x, video_context = self._start_video(video, conditions.caption, grid)  # b (r+f)*n d
         y, audio_context = self._start_audio(audio, conditions)  # b r+t d
         clip = _clip(video, audio, conditions, grid, video_context.time)
         skipped = switches.skipped or (False,) * len(x)
@@ -218,12 +224,22 @@ class UniAVGen(nn.Module):
                 x, y, mask = interact(*layers[i], x, y, clip, a2v_runs, v2a_runs)
                 logits.append(mask.unflatten(1, mask_shape))
 
-        shape = (video.num_reference + grid.frames, grid.rows, grid.columns)
         return JointOutput(
-            video=unpatchify(self.head(x, video_context.time), shape, config.patch),
+            video=self._video_velocity(x, video, video_context.time, grid),
             audio=self.head_audio(y, audio_context.time),
             face_mask_logits=torch.stack(logits, dim=1) if logits else x.new_zeros(len(x), 0, *mask_shape),
         )
+
+    def forward_video(self, video: VideoStream, caption: Tensor) -> Tensor:
+        """The video branch alone, as it learns from single pictures: the velocity of video.latents.
+
+        caption (b, up to caption_tokens, caption_dim).
+        """
+        grid = self._grid(video)
+        x, context = self._start_video(video, caption, grid)
+        for block in self.blocks:
+            x = block(x, context)
+        return self._video_velocity(x, video, context.time, grid)
 
     def forward_audio(self, audio: AudioStream, conditions: Conditions) -> Tensor:
         """The audio branch alone, as in the first stage of training: the velocity of audio.mels."""
@@ -237,12 +253,11 @@ class UniAVGen(nn.Module):
         _, patch_height, patch_width = self.config.patch
         return Grid(frames - video.num_reference, height // patch_height, width // patch_width)
 
-    def _start_video(self, video: VideoStream, conditions: Conditions, grid: Grid) -> tuple[Tensor, Context]:
+    def _start_video(self, video: VideoStream, caption: Tensor, grid: Grid) -> tuple[Tensor, Context]:
         config = self.config
         x = self.patch_embedding(video.latents)
-        missing = config.caption_tokens - conditions.caption.shape[1]
         # No mask in its cross-attention: the zero rows are keys too.
-        caption = functional.pad(conditions.caption, (0, 0, 0, missing))
+        caption = functional.pad(caption, (0, 0, 0, config.caption_tokens - caption.shape[1]))
         # The clip's frames are 1 ... f, whether a reference frame stands before them or not.
         first, total = 1 - video.num_reference, video.num_reference + grid.frames
         head_dim = config.video_dim // config.video_heads
@@ -252,6 +267,17 @@ class UniAVGen(nn.Module):
             text=Text(self.text_embedding_video(caption)),
         )
         return x, context
+
+    def _video_velocity(self, x: Tensor, video: VideoStream, time: Modulation, grid: Grid) -> Tensor:
+        """The velocity (b, c, r+f, h, w) of video.latents from the last states x (b, (r+f)*n, d)."""
+        shape = (video.num_reference + grid.frames, grid.rows, grid.columns)
+        made = unpatchify(self.head(x, time), shape, self.config.patch)
+        if not self.config.clean_video:
+            return made
+        # data = latents - t * velocity. Noise fills all of a patch's numbers and a small width can't hold it
+        # beside the picture; the picture alone it can (Li and He, arXiv 2511.13720).
+        t = (video.timesteps / 1000).clamp(min=CLEAN_FLOOR)[:, None, :, None, None]
+        return (video.latents - made) / t
 
     def _start_audio(self, audio: AudioStream, conditions: Conditions) -> tuple[Tensor, Context]:
         config = self.config

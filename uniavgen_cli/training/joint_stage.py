@@ -10,18 +10,28 @@ from torch import Tensor, nn
 
 from uniavgen_cli.codecs.caption import CaptionEncoder
 from uniavgen_cli.codecs.speech_tokens import character_indices
-from uniavgen_cli.data.cache import CachedClip
+from uniavgen_cli.data.cache import CachedClip, CachedPictures
 from uniavgen_cli.data.dataset import REFERENCE_TOKENS
 from uniavgen_cli.diffusion.sampler import Given, State, noise
 from uniavgen_cli.engine.tasks import TASKS, Task
 from uniavgen_cli.models.speech_text import pad_tokens
 from uniavgen_cli.models.state_dict import save_sharded
-from uniavgen_cli.models.uniavgen import Conditions, Switches, UniAVGen
+from uniavgen_cli.models.uniavgen import Conditions, Switches, UniAVGen, VideoStream
 from uniavgen_cli.shapes import TEMPORAL_STRIDE, tokens_of_frames
 from uniavgen_cli.training.trainer import Batch, Stage
 
 FPS, MEL_HZ = 16, 100
 MOUTH_WEIGHT = 6.0  # of a latent cell that the mouth fills, against 1 elsewhere: it is one or two cells of 64
+AUDIO_PARTS = (  # of the joint model's parameters
+    "audio_",
+    "head_audio.",
+    "phonemes.",
+    "text_embedding.",
+    "text_proj.",
+    "time_embedding_audio.",
+    "time_projection_audio.",
+)
+EVEN_FROM = 0.4  # below this t all errors of a clean picture count alike
 MAX_GIVEN_LATENTS = 10  # of a continuation: 37 frames
 
 
@@ -39,6 +49,9 @@ class JointTraining:
     mask_weight: float = 0.1  # at the first step; falls to 0 along the run
     shift: float = 3.0  # of the training timesteps, towards noise
     odds: dict[str, float] | None = None  # of the tasks by name; those of the task table when not given
+    picture_share: float = 0.0  # of the steps that teach the video branch alone, from single pictures
+    picture_batch: int = 96
+    hold_audio: bool = False  # the audio branch's own weights stay; what passes between the branches learns
     bf16: bool = True
 
 
@@ -80,22 +93,54 @@ class ClipBank:
         return self.groups[number].pick(rng.choice(size, count, replace=size < count))
 
 
-def joint_stage(model: UniAVGen, bank: ClipBank, how: JointTraining) -> Stage:
-    """The stage that trains `model` on `bank`: audio alone, or the five tasks together."""
+class PictureBank:
+    """Cached pictures in memory, their captions encoded: many more people than the clips have."""
+
+    def __init__(self, pictures: CachedPictures, captions: CaptionEncoder) -> None:
+        self.latents = pictures.latents
+        self.captions = encoded(pictures.captions, captions)
+
+    def draw(self, rng: np.random.Generator, count: int) -> tuple[Tensor, Tensor]:
+        """Latents (count, c, 1, h, w) and captions (count, tokens, dim), float32."""
+        rows = torch.from_numpy(rng.choice(len(self.latents), count))
+        return self.latents[rows].float().unsqueeze(2), self.captions[rows].float()
+
+
+def joint_stage(
+    model: UniAVGen,
+    bank: ClipBank | None,
+    how: JointTraining,
+    *,
+    pictures: PictureBank | None = None,
+    importance: Tensor | None = None,
+) -> Stage:
+    """The stage that trains `model`: its audio alone, the five tasks together, or pictures.
+
+    `bank` is needed unless all is pictures, `pictures` for any share of them; `importance` (c,) weighs the
+    video's latent channels. Raises ValueError when what is needed is missing.
+    """
+    if (bank is None and how.picture_share < 1) or (pictures is None and how.picture_share > 0):
+        missing = "clips" if bank is None else "pictures"
+        raise ValueError(f"a picture share of {how.picture_share:g} needs {missing}")
+    if how.hold_audio:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(not name.startswith(AUDIO_PARTS))
     given = how.odds or {name: row.odds for name, row in TASKS.items()}
     odds = np.array(list(given.values()), float)
     rows = [TASKS[name] for name in given]
 
     def batch(step: int) -> Batch:
         rng = np.random.default_rng([how.seed, step])
+        if pictures is not None and rng.random() < how.picture_share:
+            return _single_pictures(pictures, how, rng)
+        assert bank is not None
         row = rows[int(rng.choice(len(rows), p=odds / odds.sum()))]
         if how.audio_alone:
             row = TASKS["generate"]  # the one that hears nothing and says everything
         clips = bank.draw(rng, how.batch_size)
         made = _sound_batch(clips, row, how, rng)
         made["noise_seed"] = how.seed * 1_000_003 + step
-        u = torch.from_numpy(rng.random(how.batch_size)).float()
-        made["t"] = how.shift * u / (1 + (how.shift - 1) * u)
+        made["t"] = _times(rng, how.batch_size, how.shift)
         if not how.audio_alone:
             made |= _picture_batch(clips, row, how, rng, made)
         return made
@@ -104,7 +149,7 @@ def joint_stage(model: UniAVGen, bank: ClipBank, how: JointTraining) -> Stage:
         name="audio" if how.audio_alone else "joint",
         module=model,
         batch=batch,
-        loss=_audio_loss if how.audio_alone else _joint_loss(how),
+        loss=_audio_loss if how.audio_alone else _joint_loss(how, importance),
         export=export,
         steps=how.steps,
         lr=how.lr,
@@ -115,6 +160,22 @@ def joint_stage(model: UniAVGen, bank: ClipBank, how: JointTraining) -> Stage:
 def export(weights: dict[str, Tensor], folder: Path) -> None:
     """Save the averaged weights as the product reads them: shards and their index, in bfloat16."""
     save_sharded(weights, folder)
+
+
+def _times(rng: np.random.Generator, count: int, shift: float) -> Tensor:
+    u = torch.from_numpy(rng.random(count)).float()
+    return shift * u / (1 + (shift - 1) * u)
+
+
+def _single_pictures(pictures: PictureBank, how: JointTraining, rng: np.random.Generator) -> Batch:
+    latents, caption = pictures.draw(rng, how.picture_batch)
+    dropped = torch.from_numpy(rng.random(len(latents)) < how.dropped)
+    return {
+        "picture": latents,
+        "caption": caption.masked_fill(dropped[:, None, None], 0.0),
+        "t": _times(rng, len(latents), how.shift),
+        "noise_seed": int(rng.integers(1 << 62)),
+    }
 
 
 def _sound_batch(clips: Clips, row: Task, how: JointTraining, rng: np.random.Generator) -> Batch:
@@ -181,8 +242,21 @@ def _picture_batch(
     }
 
 
-def _joint_loss(how: JointTraining) -> Callable[[nn.Module, Batch, int], dict[str, Tensor]]:
+def _joint_loss(
+    how: JointTraining, importance: Tensor | None
+) -> Callable[[nn.Module, Batch, int], dict[str, Tensor]]:
+    def video_error(velocity: Tensor, target: Tensor, t: Tensor) -> Tensor:
+        """(b, f, h, w), of latents (b, c, f, h, w) at t (b,)."""
+        # a clean picture's error counts 1 / t^2 times as one of velocity: all the loss would be of small t
+        share = (t / t.clamp(min=EVEN_FROM)).view(-1, 1, 1, 1, 1)
+        error = (share * (velocity.float() - target)).square()
+        if importance is not None:
+            error = error * importance.to(error).view(-1, 1, 1, 1)
+        return error.mean(1)
+
     def loss(module: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
+        if "picture" in batch:
+            return {"picture": picture_loss(module, batch)}
         latents, mel, t = batch["latents"], batch["mel"], batch["t"]
         given_video, given_audio = batch["given_video"], batch["given_audio"]
         noises = noise(latents.shape, mel.shape, batch["noise_seed"])
@@ -202,8 +276,8 @@ def _joint_loss(how: JointTraining) -> Callable[[nn.Module, Batch, int], dict[st
         )
         losses = {}
         if given_video < latents.shape[2]:
-            velocity = made.video[:, :, -latents.shape[2] :].float()
-            error = (velocity - (noises.video.to(latents) - latents))[:, :, given_video:].square().mean(1)
+            velocity = made.video[:, :, -latents.shape[2] :]
+            error = video_error(velocity, noises.video.to(latents) - latents, t)[:, given_video:]
             weight = 1 + MOUTH_WEIGHT * batch["mouth_mask"][:, given_video:]
             losses["video"] = (error * weight).flatten(1).sum(1) / weight.flatten(1).sum(1)
         if given_audio < mel.shape[1]:
@@ -214,6 +288,14 @@ def _joint_loss(how: JointTraining) -> Callable[[nn.Module, Batch, int], dict[st
             error = (masks - batch["face_mask"][:, None]).square()
             losses["mask"] = mask_weight * error.flatten(1).mean(1)
         return losses
+
+    def picture_loss(module: nn.Module, batch: Batch) -> Tensor:
+        latents, t = batch["picture"], batch["t"]
+        pure = noise(latents.shape, (0,), batch["noise_seed"]).video.to(latents)
+        stream = VideoStream(latents=_mixed(latents, pure, t), timesteps=1000 * t[:, None])
+        assert isinstance(module, UniAVGen)
+        velocity = module.forward_video(stream, batch["caption"])
+        return video_error(velocity, pure - latents, t).flatten(1).mean(1)
 
     return loss
 
@@ -229,10 +311,11 @@ def _audio_loss(module: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]
 
 
 def _noisy(latents: Tensor, mel: Tensor, t: Tensor, noises: State) -> State:
-    def mixed(data: Tensor, pure: Tensor) -> Tensor:
-        return torch.lerp(data, pure.to(data), t.view(-1, *(1,) * (data.ndim - 1)))
+    return State(_mixed(latents, noises.video, t), _mixed(mel, noises.audio, t))
 
-    return State(mixed(latents, noises.video), mixed(mel, noises.audio))
+
+def _mixed(data: Tensor, pure: Tensor, t: Tensor) -> Tensor:
+    return torch.lerp(data, pure.to(data), t.view(-1, *(1,) * (data.ndim - 1)))
 
 
 def _audio_error(made: Tensor, target: Tensor, given: int) -> Tensor:
@@ -276,11 +359,15 @@ def _stacked(members: list[CachedClip], captions: CaptionEncoder | None) -> Clip
     texts = {name: [member.texts[name] for member in members] for name in members[0].texts}
     tensors["caption"] = torch.zeros(len(members), 1, 1)
     if captions is not None:
-        with torch.inference_mode():
-            words = texts["caption"]
-            states = [captions.encode(words[i : i + 64]) for i in range(0, len(words), 64)]
-        tensors["caption"] = torch.cat(states).half().clone()
+        tensors["caption"] = encoded(texts["caption"], captions)
     return Clips(tensors, texts)
+
+
+def encoded(words: list[str], captions: CaptionEncoder) -> Tensor:
+    """Caption states (n, tokens, dim) in float16."""
+    with torch.inference_mode():
+        states = [captions.encode(words[i : i + 64]) for i in range(0, len(words), 64)]
+    return torch.cat(states).half().clone()
 
 
 def _extended(value: Tensor) -> Tensor:

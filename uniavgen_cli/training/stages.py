@@ -1,13 +1,13 @@
 """From a preset's recipe to the stage that trains it: one line a part."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from uniavgen_cli.codecs.caption import CaptionConfig, CaptionEncoder
-from uniavgen_cli.codecs.video_vae import VideoVAEConfig
+from uniavgen_cli.codecs.video_vae import VideoVAE, VideoVAEConfig
 from uniavgen_cli.codecs.vocoder import VocoderConfig
 from uniavgen_cli.config import Preset, weights_folder
 from uniavgen_cli.data import cache
@@ -17,9 +17,9 @@ from uniavgen_cli.models.uniavgen import UniAVGen, UniAVGenConfig
 from uniavgen_cli.runtime import choose
 from uniavgen_cli.training.caption_stage import caption_stage
 from uniavgen_cli.training.face_stage import face_stage
-from uniavgen_cli.training.joint_stage import ClipBank, JointTraining, joint_stage
+from uniavgen_cli.training.joint_stage import ClipBank, JointTraining, PictureBank, joint_stage
 from uniavgen_cli.training.trainer import Stage
-from uniavgen_cli.training.vae_stage import vae_stage
+from uniavgen_cli.training.vae_stage import latent_importance, vae_stage
 from uniavgen_cli.training.vocoder_stage import vocoder_stage
 
 Progress = Callable[[str, int, int], None]
@@ -42,7 +42,7 @@ def build_stage(recipe: Preset, folder: Path, progress: Progress) -> Stage:
         )
     try:
         return builders[part](**how)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise UsageError(f"the recipe {recipe.name} does not fit the part {part}: {error}") from error
 
 
@@ -58,23 +58,33 @@ def _joint(
     *,
     data: str,
     clips: int,
+    pictures: int = 0,
     workers: int = 1,
     start_from: str | None = None,
     **how: Any,
 ) -> Stage:
-    """The joint model on `clips` cached clips in the folder `data`; `start_from` is an index of weights."""
+    """The joint model on `clips` cached clips and as many `pictures` in the folder `data`.
+
+    `start_from` is an index of weights.
+    """
     training = JointTraining(**how)
-    vae = None
+    out, seed = Path(data), training.seed
+    _follow(
+        cache.build(out, seed=seed, first=0, count=clips, workers=workers), progress, "speaking clips", clips
+    )
+    captions = picture_bank = importance = None
     if not training.audio_alone:
-        vae = cache.VAESource(path=weights_folder(recipe) / "video_vae.safetensors", config=recipe.video_vae)
-    _cache(Path(data), training.seed, clips, workers, None, progress, "speaking clips")
-    if vae is not None:
-        _cache(Path(data), training.seed, clips, workers, vae, progress, "drawing clips")
-    captions = None
-    if not training.audio_alone:
-        path = weights_folder(recipe) / "caption.safetensors"
-        captions = CaptionEncoder.load(path, CaptionConfig(**recipe.caption))
-    bank = ClipBank(cache.load(Path(data), pictures=not training.audio_alone), captions)
+        folder = weights_folder(recipe)
+        vae = cache.VAESource(path=folder / "video_vae.safetensors", config=recipe.video_vae)
+        drawing = cache.build(out, seed=seed, first=0, count=clips, vae=vae, workers=workers)
+        _follow(drawing, progress, "drawing clips", clips)
+        captions = CaptionEncoder.load(folder / "caption.safetensors", CaptionConfig(**recipe.caption))
+        importance = latent_importance(VideoVAE.load(vae.path, VideoVAEConfig(**recipe.video_vae)))
+        if pictures:
+            drawing = cache.build_pictures(out, seed=seed, count=pictures, vae=vae, workers=workers)
+            _follow(drawing, progress, "drawing pictures", pictures)
+            picture_bank = PictureBank(cache.load_pictures(out), captions)
+    bank = ClipBank(cache.load(out, pictures=not training.audio_alone), captions) if clips else None
 
     def build() -> UniAVGen:
         return UniAVGen(UniAVGenConfig(**recipe.model))
@@ -89,12 +99,10 @@ def _joint(
                 f"train.start_from {start_from} is not there", "train that part first, or leave it out"
             )
         model = load_module(build, index)
-    return joint_stage(model, bank, training)
+    return joint_stage(model, bank, training, pictures=picture_bank, importance=importance)
 
 
-def _cache(
-    out: Path, seed: int, clips: int, workers: int, vae: cache.VAESource | None, progress: Progress, what: str
-) -> None:
-    progress(what, 0, clips)
-    for done in cache.build(out, seed=seed, first=0, count=clips, vae=vae, workers=workers):
-        progress(what, done, clips)
+def _follow(written: Iterator[int], progress: Progress, what: str, total: int) -> None:
+    progress(what, 0, total)
+    for done in written:
+        progress(what, done, total)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from uniavgen_cli.errors import WeightsError
+from uniavgen_cli.runtime import choose
 
 Batch = dict[str, Any]
 
@@ -40,7 +41,7 @@ class Stage:
     weight_decay: float = 0.01
     ema: float = 0.999  # 0 keeps no average
     clip: float = 1.0
-    dtype: torch.dtype = torch.float32  # of the matrix products; weights stay float32
+    dtype: torch.dtype = torch.float32  # of the matrix products where the device has it; weights stay float32
     checkpoint_every_s: float = 180.0
 
 
@@ -78,6 +79,8 @@ def run(
     average = {name: value.detach().clone() for name, value in module.state_dict().items()}
     step = _resume(out / "checkpoint.pt", module, optimizer, average)
     device_type = torch.device(device).type
+    native = choose(str(device), attention="sdpa").torch_dtype  # bfloat16 is slower where it is emulated
+    dtype = stage.dtype if native == torch.bfloat16 else torch.float32
     totals: dict[str, Tensor] = {}
     saved_at = reported_at = time.monotonic()
     reported_step = step
@@ -91,7 +94,7 @@ def run(
                 key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
                 for key, value in stage.batch(step).items()
             }
-            with torch.autocast(device_type, dtype=stage.dtype, enabled=stage.dtype != torch.float32):
+            with torch.autocast(device_type, dtype=dtype, enabled=dtype != torch.float32):
                 losses = stage.loss(module, batch, step)
             total = torch.stack([value.float().mean() for value in losses.values()]).sum()
             optimizer.zero_grad(set_to_none=True)
