@@ -1,5 +1,6 @@
 """The command line: what it offers, what it refuses before anything heavy loads, and how it ends."""
 
+import hashlib
 import inspect
 import io
 import json
@@ -21,24 +22,34 @@ from uniavgen_cli.cli import app, main
 from uniavgen_cli.commands import _clip, _options, _output
 from uniavgen_cli.config import load_preset
 from uniavgen_cli.engine import provenance
-from uniavgen_cli.engine.request import Request
+from uniavgen_cli.engine.request import Request, check
 from uniavgen_cli.errors import InputError, UsageError
 from uniavgen_cli.media.video import write_clip
 
 COMMON = {
     "output", "overwrite", "preset", "seed", "steps", "size", "takes", "face_index", "require_face", "set",
-    "json", "quiet", "attention",
+    "json", "quiet", "attention", "private", "unlimited",
 }  # fmt: skip
 OPTIONS = {  # the pinned list: a new flag needs a reason, the rest go by --set
-    "generate": COMMON | {"prompt", "speech", "face", "voice", "voice_text", "duration"},
-    "dub": COMMON | {"video", "prompt", "speech", "voice", "voice_text"},
+    "generate": COMMON | {"prompt", "speech", "face", "voice", "voice_text", "language", "duration"},
+    "dub": COMMON | {"video", "prompt", "speech", "voice", "voice_text", "language", "keep_sound"},
     "animate": COMMON | {"face", "sound", "prompt"},
-    "continue": COMMON | {"clip", "prompt", "speech", "voice", "voice_text", "duration"},
-    "info": {"file", "json"},
+    "continue": COMMON | {"clip", "prompt", "speech", "voice", "voice_text", "language", "duration"},
+    "info": {"file", "unlimited", "json"},
+    "batch": {
+        "jobs", "output", "workers", "fail_fast", "overwrite", "preset", "seed", "steps", "size", "private",
+        "unlimited", "set", "json", "quiet",
+    },
+    "rerun": {"file", "output", "overwrite", "json", "quiet"},
     "doctor": {"preset", "set", "json"},
+    "plan": {"preset", "size", "duration", "gpu_memory", "task", "set", "json"},
     "train": {"preset", "output", "set", "json", "quiet"},
+}  # fmt: skip
+SUBCOMMANDS = {
+    "presets": {"list", "show"},
+    "weights": {"list", "pull", "verify", "add", "remove", "path"},
+    "data": {"preview"},
 }
-SUBCOMMANDS = {"presets": {"list", "show"}, "weights": {"list", "path"}, "data": {"preview"}}
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +153,8 @@ BAD = [  # exit code, what the line says, the command line
     (3, "No such file", "generate --speech @{m}/nothing.txt"),
     (3, "not UTF-8", "generate --speech @{m}/latin.txt"),
     (3, "", "generate --speech 今天天气很好"),
+    (2, "--language fr is not known", "generate --speech Hello. --language fr"),
+    (2, "speaks English alone", "generate --speech Hello. --language zh"),
     (3, "", "generate --speech ..."),
     (3, "--duration", "generate --prompt x --duration 60"),
     (4, "exist", "generate --prompt x -o missing/clip.mp4"),
@@ -153,6 +166,12 @@ BAD = [  # exit code, what the line says, the command line
     (5, "not installed", "animate --preset uniavgen {m}/face.png {m}/speech.wav"),
     (5, "not installed", "weights path uniavgen"),
     (3, "missing.mp4", "info {m}/missing.mp4"),
+    (3, "missing.mp4", "rerun {m}/missing.mp4"),
+    (3, "missing.yaml", "batch {m}/missing.yaml -o out"),
+    (3, "doesn't end in", "batch {m}/talk.mp4 -o out"),
+    (2, "Missing option", "batch {m}/missing.yaml"),
+    (3, "does not say how it was made", "rerun {m}/talk.mp4"),
+    (2, "--duration nan", "generate --prompt x --duration nan"),
     (2, "no recipe", "train --preset nano"),
 ]
 
@@ -265,10 +284,15 @@ def test_takes_with_a_name_are_numbered(tmp_path: Path) -> None:
 
 def test_info_tells_how_a_clip_was_made(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     preset = load_preset("nano", ["sampling.shift=3"])
-    request = Request(
-        task="generate", prompt='“Grüße”, he says; ok=1 \\ "x"', seed=5, face=Path("a b.png"), steps=9
+    face = Path("a b.png")
+    cv2.imwrite(str(face), np.zeros((96, 96, 3), np.uint8))
+    request = Request(task="generate", prompt="“Hello”, he says; ok=1 \\ ü", seed=5, face=face, steps=9)
+    record = provenance.build(
+        check(request, preset),
+        inputs=provenance.hash_inputs(request),
+        weights_hash="ab" * 32,
+        runtime={"device": "cpu"},
     )
-    record = provenance.build(request, preset, weights_hash="ab" * 32, runtime={"device": "cpu"})
     for name in ("clip.mp4", "clip.mkv", "clip.webm"):
         path = tmp_path / name
         frames = np.zeros((5, 32, 32, 3), np.uint8)
@@ -278,8 +302,10 @@ def test_info_tells_how_a_clip_was_made(run: Callable[..., tuple[int, str, str]]
         assert code == 0 and made == record, name
     assert made["seed"] == 5 and made["sampling"]["steps"] == 9 and made["set"] == {"sampling.shift": 3.0}
     assert made["options"]["face"] == "a b.png" and made["ai_generated"] is True
+    assert made["inputs"]["face"]["sha256"] == hashlib.sha256(face.read_bytes()).hexdigest()
+    assert made["voice_given"] is False
     code, out, _ = run("info", "clip.mp4")
-    assert "Grüße" in out and "generate" in out and "32x32" in out
+    assert "ok=1 \\ ü" in out and "generate" in out and "32x32" in out
 
 
 def test_info_of_any_other_file(run: Callable[..., tuple[int, str, str]]) -> None:
@@ -305,7 +331,7 @@ def test_lists_are_data_on_standard_output(run: Callable[..., tuple[int, str, st
     code, out, _ = run("presets", "show", "nano-vae", "--json", "--set", "train.steps=9")
     assert json.loads(out)["train"]["steps"] == 9
     code, out, _ = run("weights", "list", "--json")
-    assert {row["preset"]: row["installed"] for row in json.loads(out)["weights"]}["uniavgen"] is False
+    assert {row["name"]: row["installed"] for row in json.loads(out)["weights"]}["uniavgen"] is False
 
 
 def test_data_preview_writes_a_sheet_and_a_clip(

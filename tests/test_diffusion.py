@@ -122,6 +122,16 @@ def test_modality_aware_guidance_parts_the_branches_early_on() -> None:
         assert second == Switches(a2v=(runs,), v2a=(runs,), skip_block=1, skipped=(True,))
 
 
+def test_guidance_runs_in_its_interval_alone() -> None:
+    guidance = Guidance(video_scale=3.0, audio_scale=2.0, interval=(0.25, 0.75))
+    for time, passes in zip(TIMES[:-1], (1, 2, 2, 1), strict=True):
+        for batched in (False, True):
+            given, calls = velocity(guidance, time, batched)
+            assert sum(len(call.a2v) for call in calls) == passes
+        if passes == 1:
+            assert torch.equal(given.video, velocity(Guidance(), time)[0].video)
+
+
 @pytest.mark.parametrize("time", [TIMES[0], TIMES[3]])
 def test_one_batch_is_two_passes(time: float) -> None:
     guidance = Guidance(video_scale=3.0, audio_scale=2.0, skip_block=1, modality_fraction=0.5)

@@ -21,7 +21,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_carries_presets_and_weights(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    for path in [*ROOT.glob("presets/*.yaml"), *(ROOT / "weights" / "nano").rglob("*.*")]:
+    registry = ROOT / "weights" / "registry.yaml"
+    for path in [registry, *ROOT.glob("presets/*.yaml"), *(ROOT / "weights" / "nano").rglob("*.*")]:
         assert f"uniavgen_cli/_{path.relative_to(ROOT).as_posix()}" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not any(name.startswith(("tests", "docs", "benchmarks")) for name in names)
@@ -45,7 +46,7 @@ def test_the_wheel_works_from_another_directory(wheel: Path, tmp_path: Path) -> 
 
 
 def test_the_embedded_weights_keep_to_their_size() -> None:
-    sizes = [path.stat().st_size for path in (ROOT / "weights").rglob("*") if path.is_file()]
+    sizes = [path.stat().st_size for path in (ROOT / "weights" / "nano").rglob("*") if path.is_file()]
     assert sum(sizes) <= MOST_BYTES
     assert max(sizes, default=0) <= MOST_BYTES_A_FILE
 

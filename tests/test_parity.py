@@ -11,11 +11,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from uniavgen_cli.codecs.mel import log_mel
+from uniavgen_cli.codecs.speech_tokens import language_of, read_vocabulary, speech_indices, speech_tokens
+from uniavgen_cli.config import weights_dir
 from uniavgen_cli.diffusion.guidance import Guidance, Pass, guided
 from uniavgen_cli.diffusion.sampler import Given, State, sample
 from uniavgen_cli.diffusion.schedule import timesteps
 from uniavgen_cli.engine.tasks import TASKS
-from uniavgen_cli.models.speech_text import read_vocabulary, speech_indices, speech_tokens
 from uniavgen_cli.models.state_dict import load_module
 from uniavgen_cli.models.uniavgen import (
     AudioStream,
@@ -165,17 +166,29 @@ def test_frame_size(case: dict) -> None:
 
 
 SPEECH = read_json("speech_tokens.json")
-ENGLISH = [case for case in SPEECH["cases"] if case["lang"] == "en"]
+EACH_TEXT = pytest.mark.parametrize("case", SPEECH["cases"], ids=lambda case: case["text"][:20])
 
 
-@pytest.mark.parametrize("case", ENGLISH, ids=lambda case: case["text"][:20])
-def test_english_speech_tokens(case: dict) -> None:
-    assert speech_tokens(case["text"]) == case["tokens"]
+def vocabulary_path() -> Path:
+    """The speech vocabulary, which is not part of this project: named by UNIAVGEN_VOCAB, or pulled."""
+    return Path(os.environ.get("UNIAVGEN_VOCAB") or weights_dir() / "uniavgen" / "vocab.txt")
 
 
-@pytest.mark.skipif("UNIAVGEN_VOCAB" not in os.environ, reason="UNIAVGEN_VOCAB names no speech vocabulary")
-@pytest.mark.parametrize("case", ENGLISH, ids=lambda case: case["text"][:20])
-def test_english_speech_indices(case: dict) -> None:
-    vocabulary = read_vocabulary(Path(os.environ["UNIAVGEN_VOCAB"]))
-    assert len(vocabulary) == SPEECH["vocab_size"]
-    assert speech_indices(speech_tokens(case["text"]), vocabulary) == case["indices"]
+def tokens_of(case: dict) -> list[str]:
+    if case["lang"] == "zh":
+        pytest.importorskip("jieba", reason="the extra `zh` is not installed")
+        pytest.importorskip("pypinyin", reason="the extra `zh` is not installed")
+    assert language_of(case["text"]) == case["lang"]
+    return speech_tokens(case["text"], case["lang"])
+
+
+@EACH_TEXT
+def test_speech_tokens(case: dict) -> None:
+    assert tokens_of(case) == case["tokens"]
+
+
+@pytest.mark.skipif(not vocabulary_path().is_file(), reason="no speech vocabulary here (UNIAVGEN_VOCAB)")
+@EACH_TEXT
+def test_speech_indices(case: dict) -> None:
+    vocabulary = read_vocabulary(vocabulary_path(), SPEECH["vocab_size"])
+    assert speech_indices(tokens_of(case), vocabulary) == case["indices"]

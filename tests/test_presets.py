@@ -49,6 +49,17 @@ def test_a_training_preset_derives_from_nano_and_only_adds_its_recipe(name: str)
     assert preset.model_dump(exclude=same) == nano.model_dump(exclude=same)
 
 
+def test_what_derives_from_the_released_preset_differs_in_memory_or_sampling_alone() -> None:
+    released = load_preset("uniavgen").model_dump()
+    for name in (name for name in NAMES if name.startswith("uniavgen-")):
+        values = load_preset(name).model_dump()
+        assert values["extends"] == "uniavgen"
+        changed = {key for key in values if values[key] != released[key]} - {"name", "about", "extends"}
+        assert changed <= {"clip", "sampling", "runtime"}, name
+    draft = load_preset("uniavgen-draft")
+    assert draft.sampling.steps < load_preset("uniavgen").sampling.steps and draft.sampling.guidance_to < 1
+
+
 def test_the_released_weights_are_not_installed() -> None:
     with pytest.raises(WeightsError, match="use --preset nano"):
         weights_folder(load_preset("uniavgen"))

@@ -1,6 +1,6 @@
 """The `uniavgen` command: registers the commands and turns errors into one line and an exit code."""
 
-import errno
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ import typer
 from typer.main import get_command
 
 from uniavgen_cli import __version__
-from uniavgen_cli.commands import _output, data, doctor, info, presets, train, weights
+from uniavgen_cli.commands import _output, batch, data, doctor, info, plan, presets, rerun, train, weights
 from uniavgen_cli.commands.animate import animate
 from uniavgen_cli.commands.continue_ import continue_
 from uniavgen_cli.commands.dub import dub
 from uniavgen_cli.commands.generate import generate
-from uniavgen_cli.errors import Interrupted, OutOfMemoryError, OutputError, UniAVGenError, UsageError
+from uniavgen_cli.errors import Interrupted, UniAVGenError, UsageError, known
 
 app = typer.Typer(
     name="uniavgen",
@@ -53,8 +53,11 @@ app.command("generate")(generate)
 app.command("dub")(dub)
 app.command("animate")(animate)
 app.command("continue")(continue_)
+app.command("batch")(batch.batch)
 app.command("info")(info.info)
+app.command("rerun")(rerun.rerun)
 app.command("doctor")(doctor.doctor)
+app.command("plan")(plan.plan)
 app.add_typer(presets.app, name="presets")
 app.add_typer(weights.app, name="weights")
 app.add_typer(data.app, name="data")
@@ -80,26 +83,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             import traceback
 
             traceback.print_exc()
-        known = _known(error)
-        _output.fail(known)
-        return known.exit_code
+        expected = _known(error)
+        _output.fail(expected)
+        if arguments is None and isinstance(expected, Interrupted):
+            # all is put away; torch would take seconds over leaving, and somebody waits for the prompt
+            sys.stdout.flush()
+            os._exit(expected.exit_code)
+        return expected.exit_code
 
 
 def _known(error: BaseException) -> UniAVGenError:
-    """Any exception as one that says what to do next."""
-    if isinstance(error, UniAVGenError):
-        return error
-    if isinstance(error, KeyboardInterrupt | typer.Abort):
+    """Any exception as one that says what to do next, typer's own among them."""
+    if isinstance(error, typer.Abort):
         return Interrupted("interrupted")
     if hasattr(error, "format_message"):  # typer's usage errors; their class differs between versions
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "uniavgen"
         return UsageError(error.format_message().rstrip("."), f"`{command} --help` lists its options")
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, by name
-        return OutOfMemoryError("out of memory", "take a smaller --size or a shorter --duration, or -n 1")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OutputError("no space left on the disk", "make room, or write elsewhere with -o")
-    reason = str(error).splitlines()[0] if str(error) else "no reason given"
-    return UniAVGenError(
-        f"{type(error).__name__}: {reason}", "this is a defect of uniavgen; UNIAVGEN_DEBUG=1 shows where"
-    )
+    return known(error)

@@ -2,7 +2,7 @@
 
 import difflib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,6 +20,25 @@ ENVIRONMENT = {  # a flag beats these, these beat the preset
     "UNIAVGEN_ATTENTION": "runtime.attention",
 }
 OWN_KEYS = ("name", "extends", "about")  # a preset says these itself, it doesn't derive them
+# The file or folder of each part in a folder of weights, by the preset's `layout`; the first that is there.
+# Of the released checkpoint's VAE and caption encoder also the folders that diffusers and transformers write.
+LAYOUTS: dict[str, dict[str, tuple[str, ...]]] = {
+    "nano": {
+        "joint": ("joint.safetensors.index.json",),
+        "video_vae": ("video_vae.safetensors",),
+        "vocoder": ("vocoder.safetensors",),
+        "caption": ("caption.safetensors",),
+    },
+    "released": {
+        "joint": ("diffusion_pytorch_model.safetensors.index.json", "diffusion_pytorch_model.safetensors"),
+        "video_vae": ("Wan2.2_VAE.pth", "vae"),
+        "vocoder": ("code2wav_bigvgan_model",),
+        "caption": ("models_t5_umt5-xxl-enc-bf16.pth", "text_encoder"),
+        "tokenizer": ("google/umt5-xxl", "tokenizer"),
+        # of F5-TTS v1 Base, where the second is its path; UNIAVGEN_VOCAB names another
+        "vocabulary": ("vocab.txt", "F5TTS_v1_Base/vocab.txt"),
+    },
+}
 
 
 def _frames(value: int) -> int:
@@ -45,41 +64,52 @@ class Clip(_Section):
     sample_rate: int = Field(24_000, gt=0)
     max_frames: Annotated[int, AfterValidator(_frames)] = 81
     min_frames: Annotated[int, AfterValidator(_frames)] = 17
+    voice_s: float = Field(2.2, gt=0)  # of a given voice that is listened to
     short_side: Annotated[int, AfterValidator(_side)]
 
 
 class Sampling(_Section):
-    """How a clip is sampled; a guidance of 1 is none, `face_prior` 0 leaves the face mask alone."""
+    """How a clip is sampled; a guidance of 1 is none, `face_prior` 0 leaves the face mask alone.
+
+    Steps are guided from the share `guidance_from` of them up to `guidance_to`: 0 and 1 are all.
+    """
 
     steps: int = Field(ge=1, le=1000)
     shift: float = Field(5.0, gt=0)
     video_guidance: float = Field(1.0, ge=0)
     audio_guidance: float = Field(1.0, ge=0)
     modality_guidance_fraction: float = Field(0.5, ge=0, le=1)
+    guidance_from: float = Field(0.0, ge=0, le=1)
+    guidance_to: float = Field(1.0, ge=0, le=1)
     skip_block: int | None = Field(None, ge=0)
     face_prior: float = Field(0.0, ge=0)
 
 
 class Runtime(_Section):
-    """Where it runs; `auto` is chosen by rule, and `uniavgen doctor` says why."""
+    """Where it runs; `auto` is chosen by rule, and `uniavgen doctor` and `uniavgen plan` say why."""
 
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     attention: Literal["auto", "sdpa", "xformers"] = "auto"
+    memory: Literal["auto", "resident", "encoder-first", "tiled", "streamed"] = "auto"
 
 
 class Preset(_Section):
     """One size of the model: its configuration, its weights and how it samples.
 
     `model`, `video_vae`, `vocoder` and `caption` are the keyword arguments of their config dataclasses;
-    `train` is the recipe of a part, only in presets for `uniavgen train`.
+    `layout` says how the files of its weights are named, and with that which classes read them. `train` is
+    the recipe of a part, only in presets for `uniavgen train`.
     """
 
     name: str
     about: str
     extends: str | None = None
     weights: str
+    layout: Literal["nano", "released"] = "nano"
     needs_face: bool
+    needs_voice_text: bool = False  # a given voice is listened to with its words alone, all of it
+    languages: list[Literal["en", "zh"]] = ["en"]
     model: dict[str, Any]
     video_vae: dict[str, Any]
     vocoder: dict[str, Any]
@@ -99,6 +129,11 @@ def weights_dir() -> Path:
     """The folder that holds one folder of weights a name; UNIAVGEN_WEIGHTS names another."""
     elsewhere = os.environ.get("UNIAVGEN_WEIGHTS")
     return Path(elsewhere).expanduser() if elsewhere else _resources("weights")
+
+
+def registry_path() -> Path:
+    """The file that names the sets of weights there are, wherever the weights themselves lie."""
+    return _resources("weights") / "registry.yaml"
 
 
 def _resources(name: str) -> Path:
@@ -141,7 +176,7 @@ def weights_folder(preset: Preset) -> Path:
         hint = (
             "set UNIAVGEN_WEIGHTS to the folder they are in"
             if preset.weights == DEFAULT_PRESET
-            else "use --preset nano"
+            else f"fetch them with `uniavgen weights pull {preset.weights}`, or use --preset nano"
         )
         raise WeightsError(
             f"the weights of preset {preset.name} are not installed (looked in {folder})", hint
@@ -149,15 +184,58 @@ def weights_folder(preset: Preset) -> Path:
     return folder
 
 
+def weights_files(preset: Preset) -> dict[str, Path]:
+    """The file or folder of each part of the preset's weights; raises WeightsError when one is not there."""
+    folder, files = weights_folder(preset), {}
+    for part, names in LAYOUTS[preset.layout].items():
+        elsewhere = os.environ.get("UNIAVGEN_VOCAB") if part == "vocabulary" else None
+        places = [Path(elsewhere).expanduser()] if elsewhere else [folder / name for name in names]
+        found = [place for place in places if place.exists()]
+        if not found:
+            raise WeightsError(
+                f"the weights of preset {preset.name} lack the {part.replace('_', ' ')}: "
+                f"there is no {' or '.join(str(place) for place in places)}",
+                "fetch them with `uniavgen weights pull uniavgen`"
+                if preset.layout == "released"
+                else "install them again",
+            )
+        files[part] = found[0]
+    return files
+
+
+def base_name(preset: Preset) -> str:
+    """The built-in preset that `preset` is, or extends."""
+    return next(name for name in (preset.name, preset.extends, DEFAULT_PRESET) if name in preset_names())
+
+
 def changed_keys(preset: Preset) -> dict[str, Any]:
     """The keys in which `preset` differs from the built-in one it is, or extends."""
-    base = next(name for name in (preset.name, preset.extends, DEFAULT_PRESET) if name in preset_names())
+    base = base_name(preset)
     stands = dict(_flat(_checked(_derived(_find(base), ()), base).model_dump()))
     return {
         key: value
         for key, value in _flat(preset.model_dump())
         if key not in OWN_KEYS and stands.get(key) != value
     }
+
+
+def rebuilt_preset(name: str, base: str, changes: Mapping[str, Any]) -> Preset:
+    """The preset of which `base_name` and `changed_keys` told these; the environment has no say in it.
+
+    Raises UsageError when there is no such base here, or the changes do not fit it.
+    """
+    if base not in preset_names():
+        raise UsageError(f"there is no preset {base!r} here", "`uniavgen presets list` names them all")
+    values = _checked(_derived(_find(base), ()), base).model_dump()
+    for key, value in changes.items():
+        *sections, last = key.split(".")
+        holder = values
+        for section in sections:
+            if not isinstance(holder.get(section), dict):
+                holder[section] = {}
+            holder = holder[section]
+        holder[last] = value
+    return _checked(values | {"name": name, "extends": None if name == base else base}, name)
 
 
 def _find(name_or_path: str | Path) -> Path:

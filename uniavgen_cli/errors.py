@@ -1,5 +1,7 @@
 """Errors a person can act on: each kind has its exit code, says what is wrong and what to do next."""
 
+import errno
+
 
 class UniAVGenError(Exception):
     """An expected failure, shown as one line.
@@ -52,3 +54,19 @@ class Interrupted(UniAVGenError):
     """The person stopped it."""
 
     exit_code = 130
+
+
+def known(error: BaseException) -> UniAVGenError:
+    """Any exception as one that says what to do next."""
+    if isinstance(error, UniAVGenError):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return Interrupted("interrupted")
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, by name
+        return OutOfMemoryError("out of memory", "take a smaller --size or a shorter --duration, or -n 1")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutputError("no space left on the disk", "make room, or write elsewhere with -o")
+    reason = str(error).splitlines()[0] if str(error) else "no reason given"
+    return UniAVGenError(
+        f"{type(error).__name__}: {reason}", "this is a defect of uniavgen; UNIAVGEN_DEBUG=1 shows where"
+    )

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from uniavgen_cli.errors import WeightsError
+from uniavgen_cli.models.state_dict import load_module
 
 PAD, UNKNOWN = 0, 1  # token ids before those of the vocabulary
 NUM_SPECIAL = 2
@@ -67,20 +68,9 @@ class CaptionEncoder(nn.Module):
         try:
             with safe_open(path, framework="pt") as file:
                 vocabulary = tuple(json.loads((file.metadata() or {})["vocabulary"]))
-                state = {name: file.get_tensor(name).float() for name in file.keys()}
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise WeightsError(f"can't read the caption encoder {path}: {error!r}") from error
-        with torch.device("meta"):
-            encoder = cls(config, vocabulary)
-        expected = {name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()}
-        found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-        wrong = sorted(name for name in expected | found if expected.get(name) != found.get(name))
-        if wrong:
-            raise WeightsError(
-                f"{path} is no caption encoder of this size; keys that do not fit: {wrong[:5]}"
-            )
-        encoder.load_state_dict(state, assign=True)
-        return encoder.eval()
+        return load_module(lambda: cls(config, vocabulary), path)
 
     def encode(self, captions: list[str]) -> Tensor:
         """States (b, t, d) of the captions' words, zero after the last; an empty caption is all zero."""

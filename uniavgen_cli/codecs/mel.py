@@ -55,7 +55,8 @@ def denormalize(mels: Tensor) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _tables(device: torch.device) -> tuple[Tensor, Tensor]:
-    return torch.hann_window(N_FFT, device=device), slaney_filterbank().to(device)
+    with torch.inference_mode(False):  # kept for training as well as for sampling
+        return torch.hann_window(N_FFT, device=device), slaney_filterbank().to(device)
 
 
 def slaney_filterbank() -> Tensor:

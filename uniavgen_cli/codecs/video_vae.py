@@ -13,11 +13,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from uniavgen_cli.errors import WeightsError
+from uniavgen_cli.models.state_dict import load_module
 from uniavgen_cli.shapes import SPATIAL_STRIDE, TEMPORAL_STRIDE
 
 PATCH = 4  # pixels that become channels before the first convolution, each way
@@ -63,21 +61,7 @@ class VideoVAE(nn.Module):
     @classmethod
     def load(cls, path: Path, config: VideoVAEConfig) -> "VideoVAE":
         """The VAE with the weights at `path`, float32, evaluation mode; WeightsError when they don't fit."""
-        try:
-            state = load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise WeightsError(f"can't read the video VAE {path}: {error}") from error
-        with torch.device("meta"):
-            vae = cls(config)
-        expected = {name: tuple(tensor.shape) for name, tensor in vae.state_dict().items()}
-        found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-        wrong = sorted(name for name in expected | found if expected.get(name) != found.get(name))
-        if wrong:
-            raise WeightsError(
-                f"{path} is no video VAE of this size; keys that do not fit: {', '.join(wrong[:5])}"
-            )
-        vae.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
-        return vae.eval()
+        return load_module(lambda: cls(config), path)
 
     def encode(self, frames: Tensor) -> Tensor:
         """Normalised latents (b, c, 1 + k, h/16, w/16) of frames (b, 3, 1 + 4k, h, w) in [-1, 1].
@@ -107,6 +91,15 @@ class VideoVAE(nn.Module):
         return self.decoder(latents + disturbance.to(latents.device)), latents
 
 
+def check_frames(frames: Tensor) -> None:
+    """Raise ValueError unless frames (b, c, f, h, w) are 1 + 4k with sides that are multiples of 16."""
+    num_frames, height, width = frames.shape[2:]
+    if (num_frames - 1) % TEMPORAL_STRIDE:
+        raise ValueError(f"{num_frames} frames are not 1 + {TEMPORAL_STRIDE}k")
+    if height % SPATIAL_STRIDE or width % SPATIAL_STRIDE:
+        raise ValueError(f"a side of {height}x{width} is no multiple of {SPATIAL_STRIDE}")
+
+
 class Encoder(nn.Module):
     """Groups of four frames to raw latents, each group by itself."""
 
@@ -125,11 +118,7 @@ class Encoder(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         """Raw latents (b, c, l, h/16, w/16) of frames (b, 3, f, h, w)."""
-        num_frames, height, width = frames.shape[2:]
-        if (num_frames - 1) % TEMPORAL_STRIDE:
-            raise ValueError(f"{num_frames} frames are not 1 + {TEMPORAL_STRIDE}k")
-        if height % SPATIAL_STRIDE or width % SPATIAL_STRIDE:
-            raise ValueError(f"a side of {height}x{width} is no multiple of {SPATIAL_STRIDE}")
+        check_frames(frames)
         groups = grouped(frames).contiguous(memory_format=torch.channels_last)
         latents = self.linear(groups) + self.head(F.relu(self.stages(self.stem(groups))))
         return rearrange(latents, "(b l) c h w -> b c l h w", b=frames.shape[0])

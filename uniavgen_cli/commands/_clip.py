@@ -1,83 +1,132 @@
 """The way of all four clip commands: check everything, load the engine, make and write each take."""
 
 import itertools
+import logging
 import random
-import re
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uniavgen_cli.commands import _output
 from uniavgen_cli.commands._options import Common
-from uniavgen_cli.errors import InputError, OutputError, UsageError
+from uniavgen_cli.engine.names import container, parse_size, slug
+from uniavgen_cli.errors import InputError, Interrupted, OutputError
 
 if TYPE_CHECKING:
     from uniavgen_cli.config import Preset
-    from uniavgen_cli.engine.request import Request
+    from uniavgen_cli.engine.engine import Clip
+    from uniavgen_cli.engine.request import Plan, Request
 
+logger = logging.getLogger(__name__)
 OUTPUTS = Path("outputs")
 
 
 def make_clips(common: Common, **fields: Any) -> None:
     """Make and write `common.takes` clips of the request that `fields` describe, and report them."""
-    from uniavgen_cli.config import load_preset, weights_folder
-    from uniavgen_cli.engine.request import Request, check
+    from uniavgen_cli.config import load_preset
+    from uniavgen_cli.engine.request import Request
 
     preset = load_preset(common.preset, _overrides(common))
     seed = common.seed if common.seed is not None else random.SystemRandom().randrange(2**31)
-    request = Request(seed=seed, steps=common.steps, size=parse_size(common.size), **fields)
-    check(request, preset)
+    request = Request(
+        seed=seed,
+        steps=common.steps,
+        size=parse_size(common.size),
+        private=common.private,
+        unlimited=common.unlimited,
+        **fields,
+    )
+    produce(common, request, preset)
+
+
+def produce(
+    common: Common, request: "Request", preset: "Preset", earlier: Mapping[str, Any] | None = None
+) -> None:
+    """Check a request, make its clips and report them; `earlier` is the record of one made again."""
+    from uniavgen_cli.config import weights_files
+    from uniavgen_cli.engine.request import check
+
+    plan = check(request, preset)
     paths = output_paths(request, common)
-    weights_folder(preset)
+    weights_files(preset)
     with _output.progress(quiet=common.quiet) as progress:
-        clips = _make(preset, request, paths, common.overwrite, progress)
+        clips = _make(plan, paths, common.overwrite, progress, earlier)
     _report(common, request, preset, clips)
 
 
 def _make(
-    preset: "Preset",
-    request: "Request",
+    plan: "Plan",
     paths: list[Path],
     overwrite: bool,
     progress: _output.ProgressCallback,
+    earlier: Mapping[str, Any] | None,
 ) -> list[dict[str, Any]]:
     started = time.perf_counter()
     progress("loading", 0, 1)
     from uniavgen_cli.engine.engine import Engine  # torch: only now that nothing else can be wrong
-    from uniavgen_cli.media.probe import require_video
 
-    engine = Engine.from_preset(preset)
+    engine = Engine.from_preset(plan.preset)
     progress("loading", 1, 1)
     loading_s = time.perf_counter() - started
-    clips = []
-    for take, path in enumerate(paths):
-        clip = engine.run(replace(request, seed=request.seed + take), progress=progress)
-        progress("writing", 0, 1)
-        writing = time.perf_counter()
-        path.parent.mkdir(exist_ok=True)  # only outputs/ can be missing by now
-        clip.save(path, overwrite=overwrite)
-        progress("writing", 1, 1)
-        timings = {"loading": loading_s if take == 0 else 0.0, **clip.timings}
-        timings["writing"] = time.perf_counter() - writing
-        written = require_video(path)  # what `dub` and `continue` write is more than the new part
-        assert written.video is not None
-        clips.append(
-            {
-                "path": str(path),
-                "seed": request.seed + take,
-                "seconds": round(written.duration_s, 3),
-                "width": written.video.width,
-                "height": written.video.height,
-                "frames": written.video.num_frames,
-                "fps": round(written.video.fps, 3),
-                "bytes": path.stat().st_size,
-                "timings": {stage: round(seconds, 3) for stage, seconds in timings.items()},
-            }
-        )
+    clips: list[dict[str, Any]] = []
+    try:
+        for take, path in enumerate(paths):
+            seed = plan.request.seed + take
+            clip = engine.run(replace(plan, request=replace(plan.request, seed=seed)), progress=progress)
+            if earlier is not None:
+                clip = _as_earlier(clip, earlier)
+            timings = {"loading": loading_s if take == 0 else 0.0, **clip.timings}
+            clips.append(_write(clip, path, overwrite, progress, timings))
+    except KeyboardInterrupt:
+        if not clips:
+            raise
+        raise Interrupted("interrupted", f"kept {', '.join(clip['path'] for clip in clips)}") from None
     return clips
+
+
+def _as_earlier(clip: "Clip", earlier: Mapping[str, Any]) -> "Clip":
+    """The clip with its files named as the earlier record names them; other differences are told."""
+    for what, before in {"uniavgen": earlier["uniavgen"], **earlier["runtime"]}.items():
+        now = {"uniavgen": clip.record["uniavgen"], **clip.record["runtime"]}.get(what)
+        if now != before:
+            logger.warning("%s was %s and is %s: the bytes may differ", what, before, now)
+    return replace(clip, record={**clip.record, "options": earlier["options"]})
+
+
+def _write(
+    clip: "Clip",
+    path: Path,
+    overwrite: bool,
+    progress: _output.ProgressCallback,
+    timings: dict[str, float],
+) -> dict[str, Any]:
+    from uniavgen_cli.media.limits import lifted
+    from uniavgen_cli.media.probe import require_video
+
+    progress("writing", 0, 1)
+    writing = time.perf_counter()
+    path.parent.mkdir(exist_ok=True)  # only outputs/ can be missing by now
+    clip.save(path, overwrite=overwrite)
+    progress("writing", 1, 1)
+    timings["writing"] = time.perf_counter() - writing
+    with lifted():
+        written = require_video(path)  # what `dub` and `continue` write is more than the new part
+    assert written.video is not None
+    return {
+        "path": str(path),
+        "seed": clip.plan.request.seed,
+        "seconds": round(written.duration_s, 3),
+        "width": written.video.width,
+        "height": written.video.height,
+        "frames": written.video.num_frames,
+        "fps": round(written.video.fps, 3),
+        "bytes": path.stat().st_size,
+        "timings": {stage: round(seconds, 3) for stage, seconds in timings.items()},
+    }
 
 
 def _report(common: Common, request: "Request", preset: "Preset", clips: list[dict[str, Any]]) -> None:
@@ -122,17 +171,6 @@ def read_speech(text: str | None) -> str | None:
     return text.strip()
 
 
-def parse_size(text: str | None) -> tuple[int, int] | int | None:
-    """`256` is the short side, `384x256` width and height; as Request has it, (height, width)."""
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d{1,6})(?:[xX×](\d{1,6}))?", text.strip())
-    if not match:
-        raise UsageError(f"--size {text} is no size", "give the short side in pixels, or WIDTHxHEIGHT")
-    width, height = match.groups()
-    return int(width) if height is None else (int(height), int(width))
-
-
 def output_paths(request: "Request", common: Common) -> list[Path]:
     """Where each take goes. Raises OutputError when a file is in the way or the folder can't be written."""
     if common.output is not None:
@@ -140,7 +178,7 @@ def output_paths(request: "Request", common: Common) -> list[Path]:
         numbered = [one.parent / f"{one.stem}-{take}{one.suffix}" for take in range(1, common.takes + 1)]
         paths = numbered if common.takes > 1 else [one]
     else:
-        stem, suffix = f"{request.task}-{slug(request)}", _suffix(request)
+        stem, suffix = f"{request.task}-{slug(request)}", container(request)
         numbers = (f"-{number}" if number > 1 else "" for number in itertools.count(1))
         names = (OUTPUTS / f"{stem}{number}{suffix}" for number in numbers)
         free = (path for path in names if common.overwrite or not path.exists())
@@ -158,7 +196,7 @@ def _check_output(path: Path, common: Common, request: "Request") -> None:
     given = [file for file in (request.face, request.voice, request.video, request.sound) if file is not None]
     if any(path.exists() and path.samefile(file) for file in given):
         raise OutputError(f"the output {path} is also the input", "name another file with -o")
-    if path.suffix.lower() == ".mp4" and (other := _suffix(request)) != ".mp4":
+    if path.suffix.lower() == ".mp4" and (other := container(request)) != ".mp4":
         raise OutputError(f"the output {path} can't hold the video as it is", f"end its name in {other}")
     folder = path.absolute().parent
     if common.output is None and not folder.exists():
@@ -173,28 +211,6 @@ def _check_output(path: Path, common: Common, request: "Request") -> None:
         raise OutputError(
             f"the folder {folder} can't be written: {reason}", "write elsewhere with -o"
         ) from error
-
-
-def _suffix(request: "Request") -> str:
-    """The container for the result: MP4, unless that can't keep the packets of a video that is dubbed."""
-    if request.task != "dub" or request.video is None:
-        return ".mp4"
-    from uniavgen_cli.media.video import dub_container
-
-    return dub_container(request.video)
-
-
-def slug(request: "Request") -> str:
-    """A short file name from what was asked for: its file, prompt or speech."""
-    file = request.video or request.sound
-    text = (
-        file.stem
-        if file
-        else request.prompt or request.speech or (request.face.stem if request.face else "clip")
-    )
-    words = re.sub(r"\W+", "-", text.lower().replace("_", "-")).strip("-")
-    short = words if len(words) <= 40 else words[:41].rpartition("-")[0] or words[:40]
-    return short or "clip"
 
 
 def _overrides(common: Common) -> list[str]:

@@ -29,6 +29,9 @@ VoiceOption = Annotated[
 VoiceTextOption = Annotated[
     str | None, Option("--voice-text", help="What is said in the --voice file.", metavar="TEXT")
 ]
+LanguageOption = Annotated[
+    str, Option("--language", help="Of the speech: auto, by its characters, or en or zh.", metavar="NAME")
+]
 FaceIndexOption = Annotated[
     int, Option("--face-index", help="Which face, 0 the largest.", metavar="N", min=0)
 ]
@@ -71,6 +74,13 @@ SetOption = Annotated[
 AttentionOption = Annotated[
     str | None, Option("--attention", help="Attention backend: auto, sdpa or xformers.", metavar="NAME")
 ]
+PrivateOption = Annotated[
+    bool,
+    Option("--private", help="Leave the words and file names out of the clip's metadata."),
+]
+UnlimitedOption = Annotated[
+    bool, Option("--unlimited", help="Take files of any size, length and number of channels.")
+]
 JsonOption = Annotated[bool, Option("--json", help="Print one JSON object on standard output.")]
 QuietOption = Annotated[bool, Option("--quiet", help="No progress and no summary, only the path.")]
 
@@ -86,6 +96,8 @@ class Common:
     steps: int | None
     size: str | None
     takes: int
+    private: bool = False
+    unlimited: bool = False
     set: list[str] = field(default_factory=list)
     attention: str | None
     json: bool

@@ -95,6 +95,28 @@ def bar() -> Iterator[Callable[[int, int, str], None]]:
 
 
 @contextmanager
+def byte_progress(*, quiet: bool) -> Iterator[ProgressCallback]:
+    """A callback (file, bytes done, bytes in all) that draws one bar; silent when no terminal watches."""
+    if quiet or not is_terminal():
+        yield lambda file, done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = (BarColumn(30), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.description}"), console=Console(stderr=True)) as bars:
+        task = bars.add_task("")
+        yield lambda file, done, total: bars.update(task, completed=done, total=total, description=file)
+
+
+@contextmanager
 def progress(*, quiet: bool) -> Iterator[ProgressCallback]:
     """A callback (stage, done, total) that draws a bar a stage; silent when standard error is no terminal."""
     if quiet or not is_terminal():

@@ -20,6 +20,8 @@ def animate(
     takes: o.TakesOption = 1,
     face_index: o.FaceIndexOption = 0,
     require_face: o.RequireFaceOption = False,
+    private: o.PrivateOption = False,
+    unlimited: o.UnlimitedOption = False,
     set: o.SetOption = None,
     json: o.JsonOption = False,
     quiet: o.QuietOption = False,

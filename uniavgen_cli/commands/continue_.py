@@ -14,6 +14,7 @@ def continue_(
     prompt: o.PromptOption = None,
     voice: o.VoiceOption = None,
     voice_text: o.VoiceTextOption = None,
+    language: o.LanguageOption = "auto",
     duration: Annotated[
         float | None, o.Option("--duration", help="Seconds to add to the clip.", metavar="SECONDS")
     ] = None,
@@ -26,6 +27,8 @@ def continue_(
     takes: o.TakesOption = 1,
     face_index: o.FaceIndexOption = 0,
     require_face: o.RequireFaceOption = False,
+    private: o.PrivateOption = False,
+    unlimited: o.UnlimitedOption = False,
     set: o.SetOption = None,
     json: o.JsonOption = False,
     quiet: o.QuietOption = False,
@@ -49,6 +52,7 @@ def continue_(
         speech=read_speech(speech),
         voice=voice,
         voice_text=voice_text,
+        language=language,
         duration_s=duration,
         face_index=face_index,
         require_face=require_face,

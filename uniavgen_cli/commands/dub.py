@@ -15,6 +15,10 @@ def dub(
     speech: o.SpeechOption = None,
     voice: o.VoiceOption = None,
     voice_text: o.VoiceTextOption = None,
+    language: o.LanguageOption = "auto",
+    keep_sound: Annotated[
+        bool, o.Option("--keep-sound", help="Mix the speech over the video's own sound.")
+    ] = False,
     prompt: o.PromptOption = None,
     output: o.OutputOption = None,
     overwrite: o.OverwriteOption = False,
@@ -25,6 +29,8 @@ def dub(
     takes: o.TakesOption = 1,
     face_index: o.FaceIndexOption = 0,
     require_face: o.RequireFaceOption = False,
+    private: o.PrivateOption = False,
+    unlimited: o.UnlimitedOption = False,
     set: o.SetOption = None,
     json: o.JsonOption = False,
     quiet: o.QuietOption = False,
@@ -51,6 +57,8 @@ def dub(
         speech=read_speech(speech),
         voice=voice,
         voice_text=voice_text,
+        language=language,
+        keep_sound=keep_sound,
         face_index=face_index,
         require_face=require_face,
     )

@@ -10,6 +10,7 @@ from uniavgen_cli.commands import _output
 
 def info(
     file: Annotated[Path, o.Argument(help="A clip, or any picture, video or sound.", metavar="FILE")],
+    unlimited: o.UnlimitedOption = False,
     json: o.JsonOption = False,
 ) -> None:
     """Say how a clip was made, from its own metadata, and what it holds.
@@ -20,11 +21,13 @@ def info(
       uniavgen info outputs/generate-hello.mp4 --json
     """
     from uniavgen_cli.engine.provenance import from_tags
+    from uniavgen_cli.media.limits import lifted
     from uniavgen_cli.media.probe import probe
     from uniavgen_cli.media.video import read_metadata
 
-    media = probe(file)
-    made = from_tags(read_metadata(file))
+    with lifted(unlimited):
+        media = probe(file)
+        made = from_tags(read_metadata(file))
     if json:
         _output.data_json({"media": asdict(media), "made": made})
         return
@@ -56,4 +59,8 @@ def _shown(value: Any) -> str:
         return ", ".join(f"{key} {_shown(inner)}" for key, inner in value.items()) or "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(_shown, value)) or "-"
+    if value is None:
+        return "-"
     return str(value)

@@ -22,6 +22,7 @@ class Guidance:
     audio_scale: float = 1.0  # 1: none
     skip_block: int | None = None  # the block the unconditional pass leaves out; None: it runs them all
     modality_fraction: float = 0.0  # share of the steps whose unconditional branches are alone; 0: none
+    interval: tuple[float, float] = (0.0, 1.0)  # share of the steps [from, to) that are guided; (0, 1): all
 
     @property
     def is_neutral(self) -> bool:
@@ -54,12 +55,14 @@ def guided(
     """
     steps = len(timesteps) - 1
     apart = {time for i, time in enumerate(timesteps[:-1]) if i < guidance.modality_fraction * steps}
+    start, end = (share * steps for share in guidance.interval)
+    unguided = {time for i, time in enumerate(timesteps[:-1]) if guidance.is_neutral or not start <= i < end}
 
     def denoise(state: State, time: float) -> State:
         timestep = torch.full((len(state.video),), time, device=state.video.device)
         streams = given.video_stream(state, timestep), given.audio_stream(state, timestep)
         passes = [conditional]
-        if not guidance.is_neutral:
+        if time not in unguided:
             alone = time in apart
             passes.append(
                 Pass(
@@ -70,7 +73,7 @@ def guided(
             )
         run = _run_batched if batched and len(passes) == 2 else _run_separately
         velocities = [_without_references(out, state) for out in run(model, streams, passes, guidance)]
-        if guidance.is_neutral:
+        if len(passes) == 1:
             return velocities[0]
         with_text, without = velocities
         return State(

@@ -1,6 +1,7 @@
 """A plan's files and words as the tensors the joint model is conditioned on."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,10 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from uniavgen_cli.codecs.caption import CaptionEncoder
+from uniavgen_cli.codecs import CaptionReader, PictureCodec
 from uniavgen_cli.codecs.mel import PEAK, log_mel, normalize
-from uniavgen_cli.codecs.speech_tokens import character_indices
-from uniavgen_cli.codecs.video_vae import VideoVAE
+from uniavgen_cli.codecs.speech_tokens import character_indices, speech_indices, speech_tokens
 from uniavgen_cli.data.voice import TimedPhoneme, place_phonemes, retime, time_phonemes
 from uniavgen_cli.diffusion.sampler import Given
 from uniavgen_cli.engine.request import Plan
@@ -26,7 +26,6 @@ from uniavgen_cli.shapes import ClipSpec, tokens_of_frames
 
 logger = logging.getLogger(__name__)
 
-REFERENCE_S = 2.2  # of a given voice that is listened to, before the silence
 REFERENCE_SILENCE_S = 0.3  # keeps the reference apart from what follows it
 QUIET = 10 ** (-40 / 20)  # of the peak: below it a voice is not speaking
 
@@ -45,9 +44,16 @@ class Prepared:
 
 
 @torch.inference_mode()
-def prepare(plan: Plan, vae: VideoVAE, captions: CaptionEncoder) -> Prepared:
-    """Read and encode what the plan's row of the task table gives; InputError for what can't be read."""
+def prepare(
+    plan: Plan, vae: PictureCodec, captions: CaptionReader, vocabulary: Mapping[str, int] | None = None
+) -> Prepared:
+    """Read and encode what the plan's row of the task table gives; InputError for what can't be read.
+
+    The captions come first, so that their encoder is out of memory again before anything large is needed.
+    Speech text is counted in `vocabulary`, and without one in characters.
+    """
     spec, row, request = plan.spec, plan.row, plan.request
+    caption, no_caption = captions.encode([plan.caption, ""]).cpu().split(1)
     frames = _given_frames(plan)
     given_video = prior = None
     if frames is not None:
@@ -61,7 +67,7 @@ def prepare(plan: Plan, vae: VideoVAE, captions: CaptionEncoder) -> Prepared:
     reference_audio, reference_ids, reference_text = None, np.zeros(0, np.int64), ""
     if plan.voice is not None:
         reference_audio, reference_ids, reference_text = _reference_voice(
-            plan.voice, request.voice_text, spec
+            plan, plan.voice, request.voice_text
         )
 
     phonemes = plan.phonemes
@@ -70,10 +76,15 @@ def prepare(plan: Plan, vae: VideoVAE, captions: CaptionEncoder) -> Prepared:
     placed = (
         place_phonemes(phonemes, spec.audio_tokens) if phonemes else np.zeros(spec.audio_tokens, np.int64)
     )
-    before = character_indices(reference_text + " ") if reference_text else []
-    positive_speech, positive_lengths = pad_tokens([before + character_indices(plan.speech)])
-    negative_speech, negative_lengths = pad_tokens([before])
-    caption = captions.encode([plan.caption]).cpu()
+
+    def indices(text: str) -> list[int]:
+        if vocabulary is None:
+            return character_indices(text)
+        return speech_indices(speech_tokens(text, plan.language), vocabulary)
+
+    before = reference_text + " " if reference_text else ""
+    positive_speech, positive_lengths = pad_tokens([indices(before + plan.speech)])
+    negative_speech, negative_lengths = pad_tokens([indices(before)])
     return Prepared(
         given=Given(
             reference_frame=None if given_video is None else given_video[:, :, :1],
@@ -89,7 +100,7 @@ def prepare(plan: Plan, vae: VideoVAE, captions: CaptionEncoder) -> Prepared:
             face_prior=prior,
         ),
         negative=Conditions(
-            caption=torch.zeros_like(caption),
+            caption=no_caption,
             speech=negative_speech,
             speech_lengths=negative_lengths,
             phonemes=torch.from_numpy(np.concatenate([reference_ids, np.zeros_like(placed)]))[None],
@@ -156,20 +167,21 @@ def _given_sound(plan: Plan) -> tuple[Tensor, float]:
     return normalize(log_mel(torch.from_numpy(samples)[None])), gain
 
 
-def _reference_voice(path: Path, text: str | None, spec: ClipSpec) -> tuple[Tensor, np.ndarray, str]:
+def _reference_voice(plan: Plan, path: Path, text: str | None) -> tuple[Tensor, np.ndarray, str]:
     """A voice as normalised mels (1, t, 80), the phonemes placed on them, and its text ("" when not told)."""
+    spec, preset = plan.spec, plan.preset
     samples = read_audio(path, spec.sample_rate)
     loud = np.flatnonzero(np.abs(samples) > QUIET * np.abs(samples).max(initial=0.0))
     if not len(loud) or np.abs(samples).max() < 1e-4:
         raise InputError(f"the voice {path} is silent", "give a recording with speech")
     samples = samples[loud[0] : loud[-1] + 1]
-    samples = samples[: round(REFERENCE_S * spec.sample_rate)] * (PEAK / np.abs(samples).max())
+    samples = samples[: round(preset.clip.voice_s * spec.sample_rate)] * (PEAK / np.abs(samples).max())
     spoken_s = len(samples) / spec.sample_rate
     # up to a whole mel frame, and never shorter than a mel needs
     silence = round(REFERENCE_SILENCE_S * spec.sample_rate) + -len(samples) % spec.hop
     mels = normalize(log_mel(torch.from_numpy(np.pad(samples, (0, silence)))[None]))
     ids = np.zeros(mels.shape[1], np.int64)
-    if text:
+    if text and preset.model.get("phoneme_vocab"):
         # times are those of the text at the pace of the recording; what goes past the part listened to is cut
         whole_s = (loud[-1] + 1 - loud[0]) / spec.sample_rate
         ids = place_phonemes(retime(time_phonemes(text), 0.0, whole_s), len(ids))

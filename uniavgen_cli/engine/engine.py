@@ -1,7 +1,8 @@
 """The one engine behind every command, and the Python API: `Engine.from_preset("nano").generate(...)`."""
 
+import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,21 +12,25 @@ import cv2
 import numpy as np
 import torch
 
+from uniavgen_cli.codecs import CaptionReader, PictureCodec, SoundCodec
 from uniavgen_cli.codecs.caption import CaptionConfig, CaptionEncoder
 from uniavgen_cli.codecs.video_vae import VideoVAE, VideoVAEConfig
 from uniavgen_cli.codecs.vocoder import Vocoder, VocoderConfig
-from uniavgen_cli.config import Preset, load_preset, weights_folder
+from uniavgen_cli.config import Preset, load_preset, weights_files, weights_folder
 from uniavgen_cli.diffusion.guidance import Guidance, Pass, batch_passes, guided
 from uniavgen_cli.diffusion.sampler import State, noise, sample
 from uniavgen_cli.diffusion.schedule import timesteps
-from uniavgen_cli.engine import provenance
+from uniavgen_cli.engine import memory, provenance
 from uniavgen_cli.engine.conditions import Prepared, prepare
 from uniavgen_cli.engine.request import Plan, Request, check
 from uniavgen_cli.errors import OutOfMemoryError
+from uniavgen_cli.media.limits import lifted
 from uniavgen_cli.media.video import write_animated, write_clip, write_continued, write_dub
 from uniavgen_cli.models.state_dict import load_module
 from uniavgen_cli.models.uniavgen import UniAVGen, UniAVGenConfig
 from uniavgen_cli.runtime import Runtime, choose
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 
@@ -74,11 +79,22 @@ class Clip:
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the clip, whole or not at all, with how it was made in its metadata. Raises OutputError."""
-        tags = provenance.to_tags(self.record)
+        with lifted(self.plan.request.unlimited):
+            return self._write(path, provenance.to_tags(self.record), overwrite)
+
+    def _write(self, path: str | Path, tags: dict[str, str], overwrite: bool) -> Path:
         request = self.plan.request
         if request.task == "dub":
             assert request.video is not None
-            return write_dub(path, request.video, self.samples, self.sample_rate, tags, overwrite)
+            return write_dub(
+                path,
+                request.video,
+                self.samples,
+                self.sample_rate,
+                tags,
+                overwrite,
+                keep_sound=request.keep_sound,
+            )
         if request.task == "animate":
             assert request.sound is not None
             return write_animated(path, self.frames, request.sound, self.fps, tags, overwrite)
@@ -99,10 +115,12 @@ class Engine:
         runtime: Runtime,
         *,
         model: UniAVGen,
-        video_vae: VideoVAE,
-        vocoder: Vocoder,
-        captions: CaptionEncoder,
+        video_vae: PictureCodec,
+        vocoder: SoundCodec,
+        captions: CaptionReader,
         weights_hash: str,
+        vocabulary: Mapping[str, int] | None = None,
+        mode: memory.Mode = memory.MODES[0],
     ) -> None:
         self.preset = preset
         self.runtime = runtime
@@ -111,32 +129,49 @@ class Engine:
         self.vocoder = vocoder
         self.captions = captions
         self.weights_hash = weights_hash
+        self.mode = mode
+        self.vocabulary = vocabulary  # of speech text; None where it is counted in characters
 
     @classmethod
     def from_preset(cls, preset: Preset | str = "nano", overrides: Sequence[str] = ()) -> "Engine":
-        """The engine of a preset, its name or its YAML file; raises UsageError, WeightsError."""
+        """The engine of a preset, its name or its YAML file.
+
+        Raises UsageError, WeightsError, and OutOfMemoryError when no mode fits the memory that is free.
+        """
         if not isinstance(preset, Preset):
             preset = load_preset(preset, overrides)
-        folder = weights_folder(preset)
+        files = weights_files(preset)
         runtime = choose(preset.runtime.device, preset.runtime.dtype, preset.runtime.attention)
         device = runtime.device.value
+        dtype = runtime.torch_dtype if device != "cpu" else torch.float32
+        if device == "cpu":
+            memory.give_back_freed()
+        mode, why = memory.mode_for(preset, runtime)
+        logger.info("memory mode %s: %s", mode.name, why)
+        parts: dict[str, Any]
+        if preset.layout == "released":
+            from uniavgen_cli.codecs.released import load_codecs  # diffusers and transformers
+
+            parts = load_codecs(
+                preset, files, device=device, dtype=dtype, captions_device=memory.encoder_home(mode, device)
+            )
+            memory.tile(parts["video_vae"], mode)
+            if mode.encoder == "stays" and device != "cpu":
+                parts["captions"].keep()
+        else:
+            parts = {
+                "video_vae": VideoVAE.load(files["video_vae"], VideoVAEConfig(**preset.video_vae)).to(device),
+                "vocoder": Vocoder.load(files["vocoder"], VocoderConfig(**preset.vocoder)).to(device),
+                "captions": CaptionEncoder.load(files["caption"], CaptionConfig(**preset.caption)),
+            }
         model = load_module(
             lambda: UniAVGen(UniAVGenConfig(**preset.model), runtime.attention.value),
-            folder / "joint.safetensors.index.json",
-            device=device,
-            dtype=runtime.torch_dtype if device != "cpu" else torch.float32,
+            files["joint"],
+            device=memory.joint_home(mode, device),
+            dtype=dtype,
         )
-        return cls(
-            preset,
-            runtime,
-            model=model,
-            video_vae=VideoVAE.load(folder / "video_vae.safetensors", VideoVAEConfig(**preset.video_vae)).to(
-                device
-            ),
-            vocoder=Vocoder.load(folder / "vocoder.safetensors", VocoderConfig(**preset.vocoder)).to(device),
-            captions=CaptionEncoder.load(folder / "caption.safetensors", CaptionConfig(**preset.caption)),
-            weights_hash=provenance.weights_sha256(folder),
-        )
+        weights_hash = provenance.weights_sha256(weights_folder(preset))
+        return cls(preset, runtime, model=model, weights_hash=weights_hash, mode=mode, **parts)
 
     def generate(self, prompt: str, **fields: Any) -> Clip:
         """Picture and voice from text; `fields` as in Request, such as speech, face, voice, seed."""
@@ -154,27 +189,32 @@ class Engine:
         """A clip that goes on."""
         return self.run(_request("continue", video=video, **fields))
 
-    def run(self, request: Request, progress: Progress = silent) -> Clip:
-        """Make the clip of a request; raises what `check` raises, and OutOfMemoryError."""
-        plan = check(request, self.preset)
+    def run(self, asked: Request | Plan, progress: Progress = silent) -> Clip:
+        """Make the clip of a request, or of the plan that `check` made of one.
+
+        Raises what `check` raises, InputError for a file that can't be read, and OutOfMemoryError.
+        """
+        plan = asked if isinstance(asked, Plan) else check(asked, self.preset)
+        inputs = provenance.hash_inputs(plan.request)
         timings: dict[str, float] = {}
+        device = self.runtime.device.value
         try:
-            with torch.inference_mode(), self.runtime.autocast():
+            with lifted(plan.request.unlimited), torch.inference_mode(), self.runtime.autocast():
                 with _timed("encoding", timings, progress):
-                    prepared = prepare(plan, self.video_vae, self.captions)
-                with _timed("sampling", timings):
+                    prepared = prepare(plan, self.video_vae, self.captions, self.vocabulary)
+                with _timed("sampling", timings), memory.apply_mode(self.model, self.mode, device):
                     state = self._sample(plan, prepared, progress)
                 with _timed("decoding", timings, progress):
                     frames, samples = self._decode(plan, prepared, state)
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise OutOfMemoryError(
                 f"{plan.spec.num_frames} frames of {plan.spec.width}x{plan.spec.height} do not fit "
-                f"the memory of {self.runtime.device.value}",
-                "take a smaller --size or a shorter clip",
+                f"the memory of {device}",
+                memory.advice(self.mode) if device != "cpu" else "take a smaller --size or a shorter clip",
             ) from error
         record = provenance.build(
-            request,
-            self.preset,
+            plan,
+            inputs=inputs,
             weights_hash=self.weights_hash,
             runtime={
                 "device": self.runtime.device.value,
@@ -187,7 +227,7 @@ class Engine:
         return Clip(plan=plan, frames=frames, samples=samples, record=record, timings=timings)
 
     def _sample(self, plan: Plan, prepared: Prepared, progress: Progress) -> State:
-        spec, sampling, row = plan.spec, self.preset.sampling, plan.row
+        spec, sampling, row = plan.spec, plan.preset.sampling, plan.row
         device = self.runtime.device.value
         steps = plan.request.steps or sampling.steps
         times = timesteps(steps, sampling.shift)
@@ -199,6 +239,7 @@ class Engine:
                 audio_scale=sampling.audio_guidance,
                 skip_block=sampling.skip_block,
                 modality_fraction=sampling.modality_guidance_fraction,
+                interval=(sampling.guidance_from, sampling.guidance_to),
             ),
             times,
             given,

@@ -3,42 +3,55 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uniavgen_cli import __version__
-from uniavgen_cli.config import Preset, changed_keys
+from uniavgen_cli.config import Preset, base_name, changed_keys, rebuilt_preset, weights_folder
+from uniavgen_cli.errors import InputError, UsageError, WeightsError
 
 if TYPE_CHECKING:
-    from uniavgen_cli.engine.request import Request
+    from uniavgen_cli.engine.request import Plan, Request
 
 RECORD_TAG, NOTICE_TAG = "comment", "description"  # both survive in MP4 and Matroska
 NOTICE = "AI-generated picture or sound, made with uniavgen"
 # IPTC's term for media made by a trained model, https://cv.iptc.org/newscodes/digitalsourcetype
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 
+WORDS = ("prompt", "speech", "voice_text")  # a request's own words and given files: what --private leaves out
+FILES = ("face", "voice", "video", "sound")
+
 
 def build(
-    request: "Request", preset: Preset, *, weights_hash: str, runtime: Mapping[str, str]
+    plan: "Plan", *, inputs: Mapping[str, Any], weights_hash: str, runtime: Mapping[str, str]
 ) -> dict[str, Any]:
     """Everything needed to say how a clip was made and to make it again.
 
-    `runtime` is what was chosen by rule and can change bytes: device, dtype, attention, threads, torch.
+    `inputs` is what `hash_inputs` gave; `runtime` what was chosen by rule and can change bytes: device,
+    dtype, attention, threads, torch. Of a private clip the words and file names are left out; which, is said.
     """
+    request, preset = plan.request, plan.preset
     options = {
-        name: str(value) if isinstance(value, Path) else value
-        for name, value in asdict(request).items()
-        if name not in ("task", "seed") and value not in (None, "")
+        field.name: str(value) if isinstance(value, Path) else value
+        for field in fields(request)
+        if field.name not in ("task", "seed") and (value := getattr(request, field.name)) != field.default
     }
+    left_out = [name for name in (*WORDS, *FILES) if request.private and options.pop(name, None) is not None]
+    voice_from = _voice_from(plan)
     return {
         "uniavgen": __version__,
         "ai_generated": True,
         "digital_source_type": SOURCE_TYPE,
+        "voice_given": voice_from is not None,
+        "voice_from": voice_from,
         "task": request.task,
         "seed": request.seed,
         "options": options,
+        "left_out": left_out,
+        "inputs": dict(inputs),
         "preset": preset.name,
+        "base": base_name(preset),
         "set": changed_keys(preset),
         "sampling": {**preset.sampling.model_dump(), "steps": request.steps or preset.sampling.steps},
         "weights_sha256": weights_hash,
@@ -46,9 +59,111 @@ def build(
     }
 
 
+def _voice_from(plan: "Plan") -> str | None:
+    """Which given file the voice is taken from; None when it is made up."""
+    request = plan.request
+    if request.voice is not None:
+        return "voice"
+    if request.task == "animate":
+        return "sound"
+    has_sound = plan.media is not None and plan.media.audio is not None
+    return "video" if request.video is not None and has_sound else None
+
+
+def given_files(request: "Request") -> dict[str, Path]:
+    """The files a request names, by their option."""
+    return {name: path for name in FILES if (path := getattr(request, name)) is not None}
+
+
+def hash_inputs(request: "Request") -> dict[str, dict[str, Any]]:
+    """The size and sha256 of each given file, by its option. Raises InputError for one that can't be read."""
+    return {name: hash_file(path) for name, path in given_files(request).items()}
+
+
+def hash_file(path: Path) -> dict[str, Any]:
+    """A file's size and sha256. Raises InputError when it can't be read."""
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            return {"bytes": file.tell(), "sha256": digest}
+    except OSError as error:
+        raise InputError(f"{str(path)!r} can't be read: {error.strerror}", "check the file") from None
+
+
+def remake(record: Mapping[str, Any], clip: Path) -> tuple["Request", Preset]:
+    """The request and preset of a record, its inputs found and unchanged.
+
+    A relative name is looked for where the command runs, then from the folder of `clip`, then beside `clip`.
+    Raises InputError for inputs that are missing or changed, WeightsError for other weights, UsageError for a
+    preset or options that are not known here.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    from uniavgen_cli.engine.request import Request
+
+    try:
+        if left_out := ", ".join(record["left_out"]):
+            raise InputError(
+                f"{clip} was made with --private: it does not hold its {left_out}", "make it anew"
+            )
+        options = {name: value for name, value in record["options"].items()}
+        if unknown := set(options) - {field.name for field in fields(Request)}:
+            raise UsageError(
+                f"{clip} was made by uniavgen {record['uniavgen']} with {', '.join(sorted(unknown))}, which "
+                f"this version {__version__} does not have",
+                "use that version",
+            )
+        request = TypeAdapter(Request).validate_python(
+            {**options, "task": record["task"], "seed": record["seed"]}
+        )
+        preset = rebuilt_preset(record["preset"], record["base"], record["set"])
+        inputs, weights_hash = dict(record["inputs"]), record["weights_sha256"]
+    except (KeyError, TypeError, ValueError, AttributeError, ValidationError) as error:
+        raise InputError(
+            f"the metadata of {clip} do not say how to make it ({type(error).__name__})",
+            f"it was made by uniavgen {record.get('uniavgen')}; use that version",
+        ) from None
+    request, wrong = _found_inputs(request, inputs, clip)
+    if wrong:
+        raise InputError(
+            f"{clip} can't be made again: {'; '.join(wrong)}", "give back the files it was made of"
+        )
+    folder = weights_folder(preset)
+    if weights_sha256(folder) != weights_hash:
+        raise WeightsError(
+            f"{clip} was made with other weights than those in {folder}",
+            f"it needs those whose hash begins with {str(weights_hash)[:12]}; see `uniavgen weights list`",
+        )
+    return request, preset
+
+
+def _found_inputs(request: "Request", inputs: Mapping[str, Any], clip: Path) -> tuple["Request", list[str]]:
+    """The request with its files where they are now, and what is wrong with the others."""
+    wrong = []
+    for name in FILES:
+        path = getattr(request, name)
+        if path is None:
+            continue
+        places = (path, clip.parent / path, clip.parent / path.name)
+        there = [place for place in places if place.is_file()]
+        same = next((place for place in there if hash_file(place) == inputs.get(name)), None)
+        if same is not None:
+            found: dict[str, Any] = {name: same}
+            request = replace(request, **found)
+        elif there:
+            wrong.append(f"its {name} {str(there[0])!r} has changed since")
+        else:
+            wrong.append(f"its {name} {str(path)!r} is missing")
+    return request, wrong
+
+
 def to_tags(record: Mapping[str, Any]) -> dict[str, str]:
     """Container metadata that carries `record` and marks the clip as AI-generated."""
-    return {NOTICE_TAG: f"{NOTICE} {record['uniavgen']}", RECORD_TAG: json.dumps(record, ensure_ascii=False)}
+    voice = "its voice follows a given one" if record["voice_given"] else "no voice was given"
+    text = json.dumps(record, ensure_ascii=False)
+    # bytes of a name that are no UTF-8 stay JSON, as escapes
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return {NOTICE_TAG: f"{NOTICE} {record['uniavgen']}; {voice}", RECORD_TAG: text}
 
 
 def from_tags(tags: Mapping[str, str]) -> dict[str, Any] | None:

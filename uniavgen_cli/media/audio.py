@@ -7,6 +7,7 @@ import numpy as np
 
 from uniavgen_cli.errors import InputError
 from uniavgen_cli.media import ffmpeg
+from uniavgen_cli.media.limits import MOST_SECONDS, limit
 from uniavgen_cli.media.probe import require_sound, shown
 
 _BLOCK = 1 << 20
@@ -37,12 +38,14 @@ def read_channels(
     """As `read_audio`, with one or two channels: float32 (n, channels)."""
     require_sound(path)
     # rematrix_maxval: without it a float downmix of two equal channels comes out 3 dB louder
-    sound = ffmpeg.open_input(Path(path)).audio.filter(
+    sound = ffmpeg.open_sound(Path(path)).filter(
         "aresample", sample_rate, **{"async": 1, "first_pts": 0, "rematrix_maxval": 1.0}
     )
     sound = sound.filter("aformat", sample_fmts="flt", channel_layouts="mono" if channels == 1 else "stereo")
     begin = round(start_s * sample_rate)
     trim = {"start_sample": begin}
+    if most := limit(MOST_SECONDS):  # damaged times would be filled with silence without end
+        duration_s = most if duration_s is None else min(most, duration_s)
     if duration_s is not None:
         trim["end_sample"] = begin + round(duration_s * sample_rate)
     graph = ffmpeg.pipe_output(sound.filter("atrim", **trim), format="f32le", acodec="pcm_f32le")

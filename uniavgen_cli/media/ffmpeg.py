@@ -15,6 +15,7 @@ import numpy as np
 from ffmpeg.nodes import FilterableStream, OutputStream
 
 from uniavgen_cli.errors import UsageError
+from uniavgen_cli.media.limits import MOST_FRAME_PIXELS, limit
 
 # Only local files and our own pipes: no address inside a file is ever followed.
 PROTOCOLS = "file,pipe"
@@ -56,8 +57,20 @@ def find_ffmpeg() -> str:
 
 
 def open_input(path: Path, **options: object) -> FilterableStream:
-    """A graph's input read from `path`, whatever characters its name has."""
+    """A graph's input read from `path`, whatever characters its name has; too large a frame is an error."""
+    if most := limit(MOST_FRAME_PIXELS):
+        options = {"max_pixels": int(most), **options}
     return ffmpeg.input(f"file:{path}", **GUARDS, **options)
+
+
+def open_picture(path: Path, **options: object) -> FilterableStream:
+    """The first moving picture of a file, which is never its cover."""
+    return open_input(path, **options)["V:0"]
+
+
+def open_sound(path: Path, **options: object) -> FilterableStream:
+    """The first sound of a file."""
+    return open_input(path, **options)["a:0"]
 
 
 def write_output(streams: list[FilterableStream], path: Path, **options: object) -> OutputStream:

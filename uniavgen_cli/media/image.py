@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from uniavgen_cli.errors import InputError
+from uniavgen_cli.media.limits import MOST_PIXELS, limit
 
 # Formats that Pillow decodes by itself: no page description languages, which run programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "PPM", "TGA", "JPEG2000", "MPO", "ICO")
-_MOST_PIXELS = 100_000_000
 _TURNED = {5, 6, 7, 8}  # EXIF orientations that swap width and height
 
 
@@ -60,21 +60,24 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
 
 @contextmanager
 def _opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
+    most = limit(MOST_PIXELS)
+    pillows_own, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MOST_PIXELS if most else None
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", Image.DecompressionBombWarning
-            )  # the limit below is the tighter one
+            # a warning at its limit, an error at twice that
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(Path(path), formats=_known_formats())
         with image:
-            if image.width * image.height > _MOST_PIXELS:
+            if most and image.width * image.height > most:
                 raise Image.DecompressionBombError
             yield image
     except Image.DecompressionBombError:
         raise InputError(
             f"{os.fspath(path)!r} is too large a picture",
-            f"scale it below {_MOST_PIXELS // 10**6} megapixels",
+            f"scale it below {MOST_PIXELS // 10**6} megapixels, or say --unlimited",
         ) from None
+    finally:
+        Image.MAX_IMAGE_PIXELS = pillows_own
 
 
 def _orientation(image: Image.Image) -> int:

@@ -60,7 +60,8 @@ def whole_file(path: str | os.PathLike[str], overwrite: bool = False) -> Iterato
     Raises OutputError for what `check_output` finds, a full disk and anything else ffmpeg says.
     """
     path = check_output(path, overwrite)
-    temporary = path.absolute().parent / f".{uuid.uuid4().hex[:12]}{path.suffix.lower()}"
+    # no ending of a clip: what a killed program leaves is not taken for one
+    temporary = path.absolute().parent / f".{uuid.uuid4().hex[:12]}.part"
     try:
         yield temporary
         check_output(path, overwrite)
@@ -90,5 +91,11 @@ def sound_file(samples: np.ndarray, sample_rate: int) -> Iterator[Path]:
     """A temporary float WAV of `samples` (n,) or (n, channels), for ffmpeg to read beside the picture."""
     with tempfile.TemporaryDirectory(prefix="uniavgen-") as folder:
         path = Path(folder) / "sound.wav"
-        soundfile.write(path, np.clip(samples, -1.0, 1.0), sample_rate, subtype="FLOAT")
+        try:
+            soundfile.write(path, np.clip(samples, -1.0, 1.0), sample_rate, subtype="FLOAT")
+        except (soundfile.SoundFileError, AssertionError) as error:  # which asserts that all were written
+            raise OutputError(
+                f"the folder for temporary files {folder} can't hold the sound ({error})",
+                "make room there, or set TMPDIR to another",
+            ) from None
         yield path

@@ -10,16 +10,18 @@ from pathlib import Path
 import av
 from av.audio.stream import AudioStream
 from av.container import InputContainer
-from av.stream import Stream
+from av.stream import Disposition, Stream
 from av.video.reformatter import ColorRange
 from av.video.stream import VideoStream
 
 from uniavgen_cli.errors import InputError
+from uniavgen_cli.media import limits
 from uniavgen_cli.media.ffmpeg import GUARDS
 from uniavgen_cli.media.image import image_size, read_image
 
 # Containers that write down how long they are: a file that ends before that is cut off.
 _SELF_TIMED = {"mov", "matroska", "webm", "wav", "flac", "avi"}
+_AGAIN = "copy or download it again, whole"
 _TAIL_S = 1.0  # how much of the end is looked at
 _HEAD = 1 << 20  # bytes in which an MP3 tells its length, if it does
 _MISSING_S = 0.5  # an end nearer than this to the promised one is taken for rounding
@@ -81,7 +83,7 @@ def shown(path: str | os.PathLike[str]) -> str:
 def probe(path: str | os.PathLike[str]) -> MediaInfo:
     """What the file holds; a cover picture in a sound file is no video, a still picture neither.
 
-    Raises InputError when it is missing, empty, a folder, cut off or not media.
+    Raises InputError when it is missing, empty, a folder, cut off, larger than `limits` allow or not media.
     """
     path = _existing(path)
     size = image_size(path)
@@ -91,17 +93,32 @@ def probe(path: str | os.PathLike[str]) -> MediaInfo:
             path=path, format=image_format, duration_s=0.0, image=ImageInfo(width=width, height=height)
         )
     with _opened(path) as container:
+        known = [s for s in container.streams if s.codec_context is not None]  # whose codec can be decoded
         picture = next(
-            (s for s in container.streams.video if not s.disposition & s.disposition.attached_pic), None
+            (s for s in known if isinstance(s, VideoStream) and not s.disposition & Disposition.attached_pic),
+            None,
         )
-        sound = next((s for s in container.streams.audio if s.codec_context.sample_rate), None)
+        sound = next((s for s in known if isinstance(s, AudioStream) and s.codec_context.sample_rate), None)
+        if not container.streams:
+            raise InputError(f"{shown(path)} is cut off or damaged: it holds no stream", _AGAIN)
         if picture is None and sound is None:
-            raise InputError(f"{shown(path)} holds neither picture nor sound", "give a video or a sound file")
+            raise InputError(
+                f"{shown(path)} holds neither picture nor sound that can be read",
+                "give a video or a sound file",
+            )
+        _check_limits(container, path, picture, sound)
         frame = None if picture is None else next(container.decode(picture), None)
         ends = _packet_ends(container)
         _check_whole(container, path, ends)
         video = None if picture is None else _video_info(container, path, picture, frame, ends)
         audio = None if sound is None else _audio_info(container, sound, ends)
+        if audio is not None and audio.duration_s <= 0:
+            audio = None
+        if video is None and audio is None:
+            raise InputError(f"{shown(path)} is zero seconds long", "copy or download it again")
+        for stream in (video, audio):
+            if stream is not None:
+                _check_length(path, stream.duration_s, getattr(stream, "num_frames", 0))
         return MediaInfo(
             path=path,
             format=container.format.name,
@@ -173,10 +190,34 @@ def _opened(path: Path) -> Iterator[InputContainer]:
     # Through a Python file, so that no character of the name can be read as a protocol.
     with path.open("rb") as file:
         try:
-            with av.open(file, "r", container_options=dict(GUARDS)) as container:
+            options = dict(GUARDS)
+            with av.open(file, "r", container_options=options, metadata_errors="replace") as container:
                 yield container
         except (av.FFmpegError, EOFError) as error:
             raise _unreadable(path, error) from None
+
+
+def _check_limits(
+    container: InputContainer, path: Path, picture: VideoStream | None, sound: AudioStream | None
+) -> None:
+    """Raise InputError for what the file's header alone shows to be too large."""
+    name = shown(path)
+    if picture is not None:
+        pixels = picture.codec_context.width * picture.codec_context.height
+        limits.check(name, pixels, limits.MOST_FRAME_PIXELS, "pixels a frame", "scale it down")
+        if most := limits.limit(limits.MOST_FRAME_PIXELS):  # the frames themselves may be larger than told
+            picture.codec_context.options = {"max_pixels": str(int(most))}
+    if sound is not None:
+        channels, rate = sound.codec_context.channels, sound.codec_context.sample_rate
+        limits.check(name, channels, limits.MOST_CHANNELS, "channels", "mix it down")
+        limits.check(name, rate, limits.MOST_SAMPLE_RATE, "samples a second", "resample it")
+    seconds = (container.duration or 0) / av.time_base
+    _check_length(path, seconds, picture.frames if picture is not None else 0)
+
+
+def _check_length(path: Path, seconds: float, frames: int) -> None:
+    limits.check(shown(path), seconds, limits.MOST_SECONDS, "seconds", "cut it")
+    limits.check(shown(path), frames, limits.MOST_FRAMES, "frames", "cut it")
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:
@@ -185,9 +226,7 @@ def _unreadable(path: Path, error: Exception) -> InputError:
     if head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"mif1", b"msf1"):
         return InputError(f"{shown(path)} is a HEIC picture, which can't be read", "save it as JPEG or PNG")
     if head[4:8] == b"ftyp" or head[:4] in (b"RIFF", b"\x1aE\xdf\xa3", b"OggS", b"fLaC"):
-        return InputError(
-            f"{shown(path)} is cut off or damaged ({_reason(error)})", "copy or download it again, whole"
-        )
+        return InputError(f"{shown(path)} is cut off or damaged ({_reason(error)})", _AGAIN)
     return InputError(
         f"{shown(path)} is not media that can be read ({_reason(error)})",
         "give a video, sound or picture file such as MP4, WAV or JPEG",
@@ -228,8 +267,28 @@ def _check_whole(container: InputContainer, path: Path, ends: dict[int, float]) 
     if head[:4] == b"RIFF":  # WAV and AVI count bytes; the largest numbers stand for "not known yet"
         promised = int.from_bytes(head[4:8], "little")
         cut = cut or (promised < 0x7FFF0000 and path.stat().st_size < 0.99 * promised)
+    cut = cut or ("mov" in container.format.name and _index_is_cut(path))
     if cut:
-        raise InputError(f"{shown(path)} is cut off: its end is missing", "copy or download it again, whole")
+        raise InputError(f"{shown(path)} is cut off: its end is missing", _AGAIN)
+
+
+def _index_is_cut(path: Path) -> bool:
+    """Whether an MP4's index (`moov`, ISO 14496-12) ends after the file: streams may be missing from it."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = 0
+        while start + 8 <= size:
+            file.seek(start)
+            head = file.read(16)
+            length = int.from_bytes(head[:4], "big")
+            if length == 1:  # the true one follows, in 64 bits
+                length = int.from_bytes(head[8:16], "big")
+            if head[4:8] == b"moov":
+                return start + length > size
+            if length < 8:  # 0: to the end of the file
+                return False
+            start += length
+    return False
 
 
 def _video_info(

@@ -15,6 +15,7 @@ from ffmpeg.nodes import FilterableStream
 from uniavgen_cli.errors import InputError, OutputError
 from uniavgen_cli.media import ffmpeg
 from uniavgen_cli.media.audio import read_channels
+from uniavgen_cli.media.limits import MOST_FRAMES, limit
 from uniavgen_cli.media.output import sound_file, whole_file
 from uniavgen_cli.media.probe import MediaInfo, VideoInfo, probe, require_sound, require_video, shown
 
@@ -41,6 +42,8 @@ _SOUND = {
     ".webm": _WEBM_SOUND,
 }
 _MP4_FAMILY = (".mp4", ".m4v", ".mov")
+# ffmpeg's name for each, said because a file is written under a name that doesn't tell
+_MUXERS = {".mp4": "mp4", ".m4v": "ipod", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
 
 
 # ---- in --------------------------------------------------------------------------------------------------
@@ -57,11 +60,13 @@ def iter_frames(
     """Frames one by one, as `read_frames` gives them; memory stays at one frame."""
     info = require_video(path)
     seek_s = max(0.0, start_s - _SEEK_MARGIN_S)
-    picture = ffmpeg.open_input(Path(path), **({"ss": seek_s} if seek_s else {})).video
+    picture = ffmpeg.open_picture(Path(path), **({"ss": seek_s} if seek_s else {}))
     picture = picture.filter("setpts", f"PTS-{start_s - seek_s:.6f}/TB")
     picture = picture.filter("fps", str(_rate(fps)), start_time=0)
     picture = picture.filter("scale", width, height, flags=_SCALER).filter("setsar", 1)
     options: dict[str, Any] = {"format": "rawvideo", "pix_fmt": "rgb24"}
+    if most := limit(MOST_FRAMES):  # damaged times would be filled with one frame without end
+        num_frames = int(most) if num_frames is None else min(int(most), num_frames)
     if num_frames is not None:
         options["frames:v"] = num_frames
     size = height * width * 3
@@ -98,7 +103,12 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     info = probe(path)
     if info.image is not None:
         return {}
-    with av.open(info.path.open("rb"), container_options=dict(ffmpeg.GUARDS)) as container:
+    # tags in another encoding are no reason to refuse a file
+    options = dict(ffmpeg.GUARDS)
+    with (
+        info.path.open("rb") as file,
+        av.open(file, container_options=options, metadata_errors="replace") as container,
+    ):
         return {key.lower(): value for key, value in container.metadata.items()}
 
 
@@ -121,18 +131,15 @@ def write_clip(
     `frames` is uint8 RGB (n, h, w, 3), or an iterable of frames with `num_frames` said; `samples` (n,) or
     (n, channels). Raises OutputError.
     """
+    path = Path(path)
     picture, feed, duration_s = _picture(frames, fps, num_frames)
     with (
         whole_file(path, overwrite) as temporary,
         sound_file(_fitted(samples, sample_rate, duration_s), sample_rate) as wav,
     ):
-        options = (
-            _encode_video(temporary, crf) | _encode_sound(temporary, "192k") | _container(temporary, metadata)
-        )
-        ffmpeg.run(
-            ffmpeg.write_output([_bt709(picture), ffmpeg.open_input(wav).audio], temporary, **options), feed
-        )
-    return Path(path)
+        options = _encode_video(path, crf) | _encode_sound(path, "192k") | _container(path, metadata)
+        ffmpeg.run(ffmpeg.write_output([_bt709(picture), ffmpeg.open_sound(wav)], temporary, **options), feed)
+    return path
 
 
 def write_dub(
@@ -142,13 +149,15 @@ def write_dub(
     sample_rate: int,
     metadata: dict[str, str] | None = None,
     overwrite: bool = False,
+    keep_sound: bool = False,
 ) -> Path:
     """Write the source's own video packets with new sound, padded or trimmed to the video's length.
 
-    `samples` (n,) begin with the file. Raises OutputError when the container can't hold the codec: see
+    `samples` (n,) begin with the file; with `keep_sound` they are mixed over its own sound, at that one's
+    rate and with its channels up to two. Raises OutputError when the container can't hold the codec: see
     `dub_container`.
     """
-    video = _video(source)
+    info, video = probe(source), _video(source)
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix in (".mp4", ".m4v") and video.codec not in _MP4_VIDEO:
@@ -156,13 +165,15 @@ def write_dub(
             f"{shown(path)}: an MP4 can't hold {video.codec} video unchanged",
             f"end it in {dub_container(source)}",
         )
+    if keep_sound:
+        samples, sample_rate = _mixed_sound(info, samples, sample_rate)
     with whole_file(path, overwrite) as temporary:
         with sound_file(_fitted(samples, sample_rate, video.duration_s), sample_rate) as wav:
             options: dict[str, Any] = {"c:v": "copy", "map_metadata": -1, "map_chapters": -1}
             if video.codec == "hevc" and suffix in _MP4_FAMILY:
                 options["tag:v"] = "hvc1"
-            options |= _encode_sound(temporary, "192k") | _container(temporary, metadata)
-            streams = [ffmpeg.open_input(Path(source), fflags="+genpts").video, ffmpeg.open_input(wav).audio]
+            options |= _encode_sound(path, "192k") | _container(path, metadata)
+            streams = [ffmpeg.open_picture(Path(source), fflags="+genpts"), ffmpeg.open_sound(wav)]
             ffmpeg.run(ffmpeg.write_output(streams, temporary, **options))
     return path
 
@@ -190,21 +201,19 @@ def write_animated(
     Its packets are copied where the container can hold them; else it becomes AAC at 256 kbit/s, or FLAC in an
     .mkv. Raises InputError, OutputError.
     """
+    path = Path(path)
     sound = require_sound(source_sound).audio
     assert sound is not None
     picture, feed, _ = _picture(frames, fps, num_frames)
     with whole_file(path, overwrite) as temporary:
-        suffix = temporary.suffix
-        if sound.codec in _SOUND[suffix]:
+        if sound.codec in _SOUND[path.suffix.lower()]:
             encode: dict[str, Any] = {"c:a": "copy"}
         else:
-            encode = _encode_sound(temporary, "256k")
-        options = (
-            _encode_video(temporary, crf) | encode | _container(temporary, metadata) | {"map_metadata": -1}
-        )
-        streams = [_bt709(picture), ffmpeg.open_input(Path(source_sound)).audio]
+            encode = _encode_sound(path, "256k")
+        options = _encode_video(path, crf) | encode | _container(path, metadata) | {"map_metadata": -1}
+        streams = [_bt709(picture), ffmpeg.open_sound(Path(source_sound))]
         ffmpeg.run(ffmpeg.write_output(streams, temporary, **options), feed)
-    return Path(path)
+    return path
 
 
 def write_continued(
@@ -224,6 +233,7 @@ def write_continued(
     its rate and up to two channels, sample for sample, padded or trimmed to where its picture ends. `frames`
     at `fps` and mono `samples` (n,) at `sample_rate` are converted to that. Raises InputError, OutputError.
     """
+    path = Path(path)
     info, video = probe(given), _video(given)
     new, feed, new_s = _picture(frames, fps, num_frames)
     rate = _rate(video.fps)
@@ -231,7 +241,7 @@ def write_continued(
     height, width = video.height - video.height % 2, video.width - video.width % 2  # yuv420p has no odd sides
     matrix, colours = _colours(video)
     scaler = {"flags": _SCALER, "out_range": colours["range"]}
-    old = ffmpeg.open_input(Path(given)).video.filter("fps", str(rate), start_time=0)
+    old = ffmpeg.open_picture(Path(given)).filter("fps", str(rate), start_time=0)
     old = old.filter("scale", video.width, video.height, **scaler).filter("format", "yuv420p")
     old = old.filter("crop", width, height, 0, 0)
     new = new.filter("fps", str(rate), start_time=0)
@@ -246,11 +256,11 @@ def write_continued(
     sound, sound_rate = _continued_sound(info, samples, sample_rate, counts[0] / float(rate))
     sound = _fitted(sound, sound_rate, sum(counts) / float(rate))
     with whole_file(path, overwrite) as temporary, sound_file(sound, sound_rate) as wav:
-        options = _encode_video(temporary, qp=_GIVEN_QP) | _encode_sound(temporary, "256k")
-        options |= _container(temporary, metadata)
+        options = _encode_video(path, qp=_GIVEN_QP) | _encode_sound(path, "256k")
+        options |= _container(path, metadata)
         picture = graph.concat(*parts, n=2, v=1, a=0)
-        ffmpeg.run(ffmpeg.write_output([picture, ffmpeg.open_input(wav).audio], temporary, **options), feed)
-    return Path(path)
+        ffmpeg.run(ffmpeg.write_output([picture, ffmpeg.open_sound(wav)], temporary, **options), feed)
+    return path
 
 
 # ---- parts -----------------------------------------------------------------------------------------------
@@ -330,6 +340,19 @@ def _continued_sound(
     return np.concatenate([old, np.repeat(new, channels, axis=1)]), rate
 
 
+def _mixed_sound(info: MediaInfo, samples: np.ndarray, sample_rate: int) -> tuple[np.ndarray, int]:
+    """The samples over the file's own sound (n, channels), both at their level unless the sum would clip."""
+    if info.audio is None:
+        return samples, sample_rate
+    rate, channels = info.audio.sample_rate, min(2, info.audio.channels)
+    old = read_channels(info.path, rate, channels)
+    with sound_file(samples, sample_rate) as wav:
+        new = read_channels(wav, rate, 1)
+    length = max(len(old), len(new))
+    both = _fitted(old, rate, length / rate) + _fitted(new, rate, length / rate)
+    return both / max(1.0, float(np.abs(both).max(initial=0.0))), rate
+
+
 def _fitted(samples: np.ndarray, sample_rate: int, duration_s: float) -> np.ndarray:
     """The samples padded with silence or trimmed to the duration."""
     wanted = round(duration_s * sample_rate)
@@ -338,24 +361,26 @@ def _fitted(samples: np.ndarray, sample_rate: int, duration_s: float) -> np.ndar
 
 
 def _encode_video(path: Path, crf: int = CRF, qp: int | None = None) -> dict[str, Any]:
-    if path.suffix == ".webm":
+    if path.suffix.lower() == ".webm":
         return {"c:v": "libvpx-vp9", "crf": crf + 8 if qp is None else qp, "b:v": 0}
     return {"c:v": "libx264", "preset": "medium"} | ({"crf": crf} if qp is None else {"qp": qp})
 
 
 def _encode_sound(path: Path, bitrate: str) -> dict[str, Any]:
-    if path.suffix == ".webm":
+    if path.suffix.lower() == ".webm":
         return {"c:a": "libopus", "b:a": "128k"}
-    if path.suffix == ".mkv":  # which can't say where the last AAC packet stops: it would end in silence
+    if path.suffix.lower() == ".mkv":  # can't say where the last AAC packet stops: it would end in silence
         return {"c:a": "flac"}
     return {"c:a": "aac", "b:a": bitrate}
 
 
 def _container(path: Path, metadata: dict[str, str] | None) -> dict[str, Any]:
     """Options of the container: index first, and the metadata under whatever keys."""
-    options: dict[str, Any] = {
+    suffix = path.suffix.lower()
+    options: dict[str, Any] = {"format": _MUXERS[suffix]}
+    options |= {
         f"metadata:g:{index}": f"{key}={value}" for index, (key, value) in enumerate((metadata or {}).items())
     }
-    if path.suffix in _MP4_FAMILY:
+    if suffix in _MP4_FAMILY:
         options["movflags"] = "+faststart+use_metadata_tags"
     return options

@@ -1,7 +1,6 @@
 """What is said: the speech-text encoder of characters, and phonemes placed on the audio tokens."""
 
 from functools import lru_cache
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -88,22 +87,6 @@ class PlacedPhonemes(nn.Module):
         x = self.embedding(phonemes)
         x = x + self.conv(x.transpose(1, 2)).transpose(1, 2)
         return self.proj(functional.silu(x))
-
-
-def speech_tokens(text: str) -> list[str]:
-    """English text as the released model's tokens: its characters as they stand."""
-    return list(text)
-
-
-def read_vocabulary(path: Path) -> dict[str, int]:
-    """The index of each token: the number of its line, from 0."""
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return {token: index for index, token in enumerate(lines)}
-
-
-def speech_indices(tokens: list[str], vocabulary: dict[str, int]) -> list[int]:
-    """Tokens as indices; 0 for those the vocabulary lacks."""
-    return [vocabulary.get(token, 0) for token in tokens]
 
 
 def pad_tokens(texts: list[list[int]]) -> tuple[Tensor, tuple[int, ...]]:

@@ -1,12 +1,15 @@
 """Weights in and out of files: strict, tensors only, built on the meta device first.
 
-The modules carry the released checkpoint's names, so its files need no map.
+The joint model's modules carry the released checkpoint's names, so its files need no map; the released codecs
+have one, `file_key`, from a module's name to the name in the file. Every complaint uses the file's own names.
 """
 
 import json
-from collections.abc import Callable
+import pickle
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,10 +19,12 @@ from torch import Tensor, nn
 from uniavgen_cli.errors import WeightsError
 
 INDEX_SUFFIX = ".safetensors.index.json"
+PICKLES = (".pth", ".pt", ".bin")
 FLOAT32_PARTS = ("time_", "modulation", "norm")  # small, and computed in float32 whatever the rest is
 MAX_SHARD_BYTES = 15 * 2**20  # with its header a file stays under 16 MiB
 
 Module = TypeVar("Module", bound=nn.Module)
+Shape = tuple[int, ...]
 
 
 def load_module(
@@ -28,67 +33,187 @@ def load_module(
     *,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
+    float32_parts: Sequence[str] = FLOAT32_PARTS,
+    file_key: Callable[[str], str] = str,
 ) -> Module:
-    """The module `build()` makes, with the weights at `path`: a .safetensors file or the index of its shards.
+    """The module `build()` makes, with the weights at `path`: .safetensors, an index of shards, or .pth.
 
     Every key must be there with its shape, and no other; raises WeightsError naming the first five that are
-    not. Parameters are `dtype`, less timestep embeddings, modulations and norms, which stay float32.
+    not. Parameters are `dtype`, less those with one of `float32_parts` in their names, which stay float32.
     """
     with torch.device("meta"):
         module = build()
-    load_weights(module, path, device=device, dtype=dtype)
+    load_weights(module, path, device=device, dtype=dtype, float32_parts=float32_parts, file_key=file_key)
     return module.eval()
 
 
 def load_weights(
-    module: nn.Module, path: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32
+    module: nn.Module,
+    path: Path,
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    float32_parts: Sequence[str] = FLOAT32_PARTS,
+    file_key: Callable[[str], str] = str,
 ) -> None:
-    """Give a module that is built the weights at `path`, as strictly as `load_module`."""
-    tensors = read_tensors(path, device)
-    _check(module.state_dict(), tensors, path)
-    module.load_state_dict({name: _cast(name, x, dtype) for name, x in tensors.items()}, assign=True)
+    """Give a module that is built the weights at `path`, as strictly as `load_module`.
+
+    Nothing is read before all of it is known to fit, and then a tensor at a time, straight to its place and
+    type: the memory needed is the module's own.
+    """
+    check_weights(module, path, file_key)
+    places: dict[str, list[str]] = {}  # two modules may share one tensor of the file
+    for name in module.state_dict():
+        places.setdefault(file_key(name), []).append(name)
+    state = {}
+    for key, tensor in each_tensor(path, device):
+        state.update(dict.fromkeys(places[key], _cast(key, tensor, dtype, float32_parts)))
+    module.load_state_dict(state, assign=True)
+
+
+def check_weights(module: nn.Module, path: Path, file_key: Callable[[str], str] = str) -> None:
+    """Raise WeightsError unless the file has the module's keys and shapes; reads its headers alone."""
+    wanted = {file_key(name): tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    _compare(wanted, read_shapes(path), path)
+
+
+def weights_in(folder: Path) -> Path:
+    """The one file in a folder that weights are read from: an index, a .safetensors file, or a .bin."""
+    for pattern in (f"*{INDEX_SUFFIX}", "*.safetensors", "*.bin"):
+        if found := sorted(folder.glob(pattern)):
+            return found[0]
+    raise WeightsError(f"{folder} holds no .safetensors file", "fetch it again")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The `config.json` that diffusers or transformers wrote beside the weights; raises WeightsError."""
+    path = folder / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError("it holds no mapping")
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path} can't be read ({error})", "fetch it again") from error
+    return values
 
 
 def read_tensors(path: Path, device: str = "cpu") -> dict[str, Tensor]:
-    """All tensors of a .safetensors file, or of the shards an index names."""
-    tensors = {}
-    try:
-        for file in _files(path):
+    """All tensors of a file, or of the shards an index names."""
+    return dict(each_tensor(path, device))
+
+
+def each_tensor(path: Path, device: str = "cpu") -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a file, or of the shards an index names, read one by one."""
+    for file in _files(path):
+        if file.suffix in PICKLES:
+            for name, tensor in _unpickled(file).items():
+                # a copy: a file that is written anew would take the ground from under a mapped tensor
+                yield name, tensor.to(device, copy=True)
+            continue
+        try:
             with safe_open(file, framework="pt", device=device) as shard:
-                tensors.update({name: shard.get_tensor(name) for name in shard.keys()})
-    except (OSError, SafetensorError, json.JSONDecodeError, KeyError) as error:
-        raise WeightsError(
-            f"{path} can't be read as weights ({error})", "fetch or train them again"
-        ) from error
-    return tensors
+                for name in shard.keys():
+                    yield name, shard.get_tensor(name)
+        except (OSError, SafetensorError) as error:
+            raise _unreadable(file, error) from error
+
+
+def read_shapes(path: Path) -> dict[str, Shape]:
+    """The shape of each tensor of a file, or of the shards an index names, from headers alone."""
+    shapes: dict[str, Shape] = {}
+    for file in _files(path):
+        if file.suffix in PICKLES:
+            shapes.update({name: tuple(tensor.shape) for name, tensor in _unpickled(file).items()})
+            continue
+        try:
+            with safe_open(file, framework="pt") as shard:
+                shapes.update({name: tuple(shard.get_slice(name).get_shape()) for name in shard.keys()})
+        except (OSError, SafetensorError) as error:
+            raise _unreadable(file, error) from error
+    return shapes
 
 
 def _files(path: Path) -> list[Path]:
+    """The files that hold the tensors: `path` itself, or what it is the index of."""
     if not path.name.endswith(INDEX_SUFFIX):
         return [path]
-    weight_map = json.loads(path.read_text())["weight_map"]
-    return [path.parent / name for name in sorted(set(weight_map.values()))]
-
-
-def _check(wanted: dict[str, Tensor], found: dict[str, Tensor], path: Path) -> None:
-    problems = [f"{name} missing" for name in wanted if name not in found]
-    problems += [f"{name} unknown" for name in found if name not in wanted]
-    problems += [
-        f"{name} is {tuple(found[name].shape)}, not {tuple(tensor.shape)}"
-        for name, tensor in wanted.items()
-        if name in found and found[name].shape != tensor.shape
-    ]
-    if problems:
-        shown = ", ".join(problems[:5])
+    try:
+        names = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+        if any(Path(name).name != name for name in names):
+            raise ValueError("a shard is not beside it")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _unreadable(path, error) from error
+    files = [path.parent / name for name in names]
+    if missing := [file.name for file in files if not file.is_file()]:
         raise WeightsError(
-            f"{path} does not fit the model in {len(problems)} keys: {shown}", "check the preset"
+            f"{path} can't be read as weights: {len(missing)} of its {len(files)} shards missing, "
+            f"{', '.join(missing[:5])}",
+            "the download is incomplete: fetch them again",
         )
+    return files
 
 
-def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def _unpickled(path: Path) -> dict[str, Tensor]:
+    """The tensors of a torch file, left on the disk until they are used; nothing in it is ever run."""
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path} holds code or other things that are no tensors, and none of it was run",
+            "it is not the released file: fetch it again",
+        ) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged bytes raise all sorts
+        raise _unreadable(path, error) from error
+    if not isinstance(tensors, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in tensors.items()
+    ):
+        raise WeightsError(f"{path} is no flat table of tensors by name", "it is not the released file")
+    return tensors
+
+
+def _unreadable(path: Path, error: Exception) -> WeightsError:
+    reason = "it is not there" if isinstance(error, FileNotFoundError) else _first_line(error)
+    return WeightsError(
+        f"{path} can't be read as weights ({reason})", "it is incomplete or damaged: fetch it again"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, LookupError | TypeError | AttributeError):  # their words are about Python
+        return "it holds no table of tensors"
+    text = str(error).partition("\n")[0].partition(". ")[0]
+    return text if 0 < len(text) < 120 else type(error).__name__
+
+
+def _compare(wanted: dict[str, Shape], found: dict[str, Shape], path: Path) -> None:
+    missing = [name for name in wanted if name not in found]
+    unknown = [name for name in found if name not in wanted]
+    other = [name for name in wanted if name in found and found[name] != wanted[name]]
+    if not (missing or unknown or other):
+        return
+    problems = [f"{name} missing" for name in missing] + [f"{name} unknown" for name in unknown]
+    problems += [f"{name} is {found[name]}, not {wanted[name]}" for name in other]
+    if len(missing) == len(wanted):
+        cause = "it is another model's file"
+    elif other:
+        cause = "the sizes in the preset are not those of these weights"
+    elif missing and unknown:
+        cause = "keys were renamed: it is of another version, or was converted"
+    elif missing:
+        cause = "a part of it was not saved or not fetched"
+    else:
+        cause = "it is of another version, or was trained with something more"
+    raise WeightsError(
+        f"{path} does not fit the model in {len(problems)} keys: {', '.join(problems[:5])}", f"likely {cause}"
+    )
+
+
+def _cast(name: str, tensor: Tensor, dtype: torch.dtype, float32_parts: Sequence[str]) -> Tensor:
     if not tensor.is_floating_point():
         return tensor
-    return tensor.to(torch.float32 if any(part in name for part in FLOAT32_PARTS) else dtype)
+    return tensor.to(torch.float32 if any(part in name for part in float32_parts) else dtype)
 
 
 def save_sharded(
@@ -98,7 +223,7 @@ def save_sharded(
     shards: list[dict[str, Tensor]] = [{}]
     size = total = 0
     for key, tensor in tensors.items():
-        tensor = _cast(key, tensor.detach().cpu(), dtype).contiguous()
+        tensor = _cast(key, tensor.detach().cpu(), dtype, FLOAT32_PARTS).contiguous()
         if size + tensor.nbytes > MAX_SHARD_BYTES and shards[-1]:
             shards.append({})
             size = 0
