@@ -23,6 +23,7 @@ from uniavgen_cli.commands import _clip, _options, _output
 from uniavgen_cli.config import load_preset
 from uniavgen_cli.engine import provenance
 from uniavgen_cli.engine.request import Request, check
+from uniavgen_cli.engine.weights import weights_sha256
 from uniavgen_cli.errors import InputError, UsageError
 from uniavgen_cli.media.video import write_clip
 
@@ -317,12 +318,12 @@ def test_info_of_any_other_file(run: Callable[..., tuple[int, str, str]]) -> Non
 
 def test_the_weights_hash_follows_names_and_contents(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes(b"1")
-    first = provenance.weights_sha256(tmp_path)
-    assert provenance.weights_sha256(tmp_path) == first
+    first = weights_sha256(tmp_path)
+    assert weights_sha256(tmp_path) == first
     (tmp_path / "a.safetensors").write_bytes(b"2")
-    second = provenance.weights_sha256(tmp_path)
+    second = weights_sha256(tmp_path)
     (tmp_path / "a.safetensors").rename(tmp_path / "b.safetensors")
-    assert len({first, second, provenance.weights_sha256(tmp_path)}) == 3
+    assert len({first, second, weights_sha256(tmp_path)}) == 3
 
 
 def test_lists_are_data_on_standard_output(run: Callable[..., tuple[int, str, str]]) -> None:

@@ -48,7 +48,7 @@ def list_weights(json: o.JsonOption = False) -> None:
                     for file in ([folder / path for path in lock.files] if lock else files)
                     if file.is_file()
                 ),
-                "sha256": weights.installed_sha256(folder),
+                "sha256": weights.weights_sha256(folder),
                 "origins": {k: v.model_dump() for k, v in lock.origins.items()} if lock else {},
             }
         rows.append(row)

@@ -23,6 +23,7 @@ from uniavgen_cli.diffusion.schedule import timesteps
 from uniavgen_cli.engine import memory, provenance
 from uniavgen_cli.engine.conditions import Prepared, prepare
 from uniavgen_cli.engine.request import Plan, Request, check
+from uniavgen_cli.engine.weights import weights_sha256
 from uniavgen_cli.errors import OutOfMemoryError
 from uniavgen_cli.media.limits import lifted
 from uniavgen_cli.media.video import write_animated, write_clip, write_continued, write_dub
@@ -170,7 +171,7 @@ class Engine:
             device=memory.joint_home(mode, device),
             dtype=dtype,
         )
-        weights_hash = provenance.weights_sha256(weights_folder(preset))
+        weights_hash = weights_sha256(weights_folder(preset))
         return cls(preset, runtime, model=model, weights_hash=weights_hash, mode=mode, **parts)
 
     def generate(self, prompt: str, **fields: Any) -> Clip:

@@ -13,8 +13,9 @@ from pydantic import TypeAdapter, ValidationError
 from uniavgen_cli.config import DEFAULT_PRESET, Preset, load_preset, weights_folder
 from uniavgen_cli.engine.jobfile import Row
 from uniavgen_cli.engine.names import clean, container, parse_size, slug
-from uniavgen_cli.engine.provenance import FILES, given_files, hash_file, weights_sha256
+from uniavgen_cli.engine.provenance import FILES, given_files, hash_file
 from uniavgen_cli.engine.request import NEEDED_FILES, Plan, Request, check
+from uniavgen_cli.engine.weights import weights_sha256
 from uniavgen_cli.errors import InputError, OutputError, UniAVGenError, UsageError
 from uniavgen_cli.media.output import SUFFIXES
 

@@ -1,6 +1,5 @@
 """How a clip was made, as it travels in the clip's own metadata. No torch."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from uniavgen_cli import __version__
 from uniavgen_cli.config import Preset, base_name, changed_keys, rebuilt_preset, weights_folder
+from uniavgen_cli.engine.weights import file_sha256, weights_sha256
 from uniavgen_cli.errors import InputError, UsageError, WeightsError
 
 if TYPE_CHECKING:
@@ -66,8 +66,9 @@ def _voice_from(plan: "Plan") -> str | None:
         return "voice"
     if request.task == "animate":
         return "sound"
-    has_sound = plan.media is not None and plan.media.audio is not None
-    return "video" if request.video is not None and has_sound else None
+    if request.task == "dub":
+        return "video" if plan.voice is not None else None
+    return "video" if plan.media is not None and plan.media.audio is not None else None
 
 
 def given_files(request: "Request") -> dict[str, Path]:
@@ -83,9 +84,7 @@ def hash_inputs(request: "Request") -> dict[str, dict[str, Any]]:
 def hash_file(path: Path) -> dict[str, Any]:
     """A file's size and sha256. Raises InputError when it can't be read."""
     try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            return {"bytes": file.tell(), "sha256": digest}
+        return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
     except OSError as error:
         raise InputError(f"{str(path)!r} can't be read: {error.strerror}", "check the file") from None
 
@@ -174,18 +173,3 @@ def from_tags(tags: Mapping[str, str]) -> dict[str, Any] | None:
     except json.JSONDecodeError:
         return None
     return record if isinstance(record, dict) and "uniavgen" in record else None
-
-
-def weights_files(folder: Path) -> list[Path]:
-    """The files that make up a set of weights, in a fixed order."""
-    return sorted(folder.rglob("*.safetensors"))
-
-
-def weights_sha256(folder: Path) -> str:
-    """One hash over names and contents of the weights in `folder`."""
-    total = hashlib.sha256()
-    for path in weights_files(folder):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        total.update(f"{digest}  {path.relative_to(folder).as_posix()}\n".encode())
-    return total.hexdigest()

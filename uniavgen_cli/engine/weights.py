@@ -19,12 +19,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from uniavgen_cli.config import load_preset, registry_path, weights_dir
-from uniavgen_cli.engine.provenance import weights_files
 from uniavgen_cli.errors import InputError, OutputError, UsageError, WeightsError
 
 logger = logging.getLogger(__name__)
 
 LOCK_NAME = "weights.lock.json"
+SUFFIXES = (".safetensors", ".pth", ".bin")  # of files that hold tensors
 REFETCH = "fetch it again"
 PULLING = ".pulling"  # under weights_dir(): what a pull has fetched so far
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -138,17 +138,19 @@ def same_sizes(folder: Path, lock: Lock) -> bool:
     return all(_size(folder / path) == file.size for path, file in lock.files.items())
 
 
-def installed_sha256(folder: Path) -> str:
-    """The hash of the weights in `folder` as provenance counts it, taken from the lock where sizes agree."""
-    from uniavgen_cli.engine.provenance import weights_sha256
+def weights_files(folder: Path) -> list[Path]:
+    """The files in `folder` that hold tensors, in a fixed order."""
+    return sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES)
 
+
+def weights_sha256(folder: Path) -> str:
+    """One hash over names and contents of the weights in `folder`, by its lock where sizes agree with it."""
     lock = read_lock(folder)
-    if lock is None or not same_sizes(folder, lock):
-        return weights_sha256(folder)
+    known = lock.files if lock is not None and same_sizes(folder, lock) else {}
     total = hashlib.sha256()
     for path in weights_files(folder):
         name = path.relative_to(folder).as_posix()
-        digest = lock.files[name].sha256 if name in lock.files else file_sha256(path)
+        digest = known[name].sha256 if name in known else file_sha256(path)
         total.update(f"{digest}  {name}\n".encode())
     return total.hexdigest()
 
@@ -197,7 +199,7 @@ def verify(name: str, progress: Progress = silent) -> tuple[int, bool]:
 
 def check_whole(folder: Path) -> None:
     """What needs no checksum: no .safetensors file is cut short, no index names a shard that isn't there."""
-    for path in weights_files(folder):
+    for path in sorted(folder.rglob("*.safetensors")):
         size = path.stat().st_size
         with path.open("rb") as file:  # 8 bytes of the header's length, the header, the tensors
             header_bytes = int.from_bytes(file.read(8), "little")
