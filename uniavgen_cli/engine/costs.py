@@ -69,7 +69,7 @@ class Codecs:
     read: Callable[[], Any]  # a caption
     encode: Callable[[Tensor], Tensor]
     decode: Callable[[Tensor], Tensor]
-    speak: Callable[[Tensor], Tensor] | None  # None: beside the VAE of its size it never decides
+    vocode: Callable[[Tensor], Tensor] | None  # None: beside the VAE of its size it never decides
     frame_by_frame: bool  # the VAE, so that few frames tell what many need
 
 
@@ -274,7 +274,7 @@ def _pixels(spec: ClipSpec, codecs: Codecs, preset: Preset) -> int:
         pixels = ((video.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         frames = pixels.permute(1, 2, 3, 0).contiguous()
         del video
-        return frames, codecs.speak(mels) if codecs.speak else mels
+        return frames, codecs.vocode(mels) if codecs.vocode else mels
 
     return count(call).peak_bytes
 
@@ -301,7 +301,7 @@ def _nano(preset: Preset) -> Codecs:
         read=lambda: encoder(tokens),
         encode=vae.encode,
         decode=vae.decode,
-        speak=lambda mels: vocoder(mels).pulse,
+        vocode=lambda mels: vocoder(mels).pulse,
         frame_by_frame=False,
     )
 
@@ -343,6 +343,6 @@ def _released(preset: Preset, dtype: torch.dtype) -> Codecs:
         ),
         encode=plain(lambda frames: vae.encode(frames).latent_dist.mode()),
         decode=plain(lambda latents: vae.decode(latents).sample.clamp(-1, 1)),
-        speak=None,
+        vocode=None,
         frame_by_frame=True,
     )
