@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import pytest
 import soundfile
+from processes import in_session
 from tiny_model import write_tiny_preset
 
 from uniavgen_cli.engine import provenance
@@ -93,21 +94,7 @@ def started(folder: Path, jobs: str, output: str, *more: str) -> Iterator[subpro
         if process.poll() is None:
             process.kill()
         process.communicate()
-        wait_for(lambda: not session(process.pid))
-
-
-def session(leader: int) -> list[str]:
-    """The processes alive in a session."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            name, _, rest = stat.read_text().rpartition(")")
-        except OSError:
-            continue
-        state, _, _, of = rest.split()[:4]
-        if int(of) == leader and state != "Z":
-            found.append(name)
-    return found
+        wait_for(lambda: not in_session(process.pid))
 
 
 def wait_for(condition, seconds: float = 60.0) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from media_files import ffmpeg, make_sound, make_video, quadrants
 from PIL import Image
+from processes import in_session
 from tiny_model import write_tiny_preset
 
 from uniavgen_cli.engine.jobfile import read_rows
@@ -267,7 +268,7 @@ def test_damaged_files_in_the_commands(count: int, kind: str, seeds: Path, tmp_p
         out, err = (data.decode(errors="replace") for data in process.communicate(timeout=300))
         assert process.returncode in DOCUMENTED, (words, err)
         assert "Traceback" not in out + err, (words, err)
-        assert not in_session(process.pid), words
+        assert not left_running(process.pid), words
         made = {path.name for path in tmp_path.iterdir()} - before
         if process.returncode:
             assert err.splitlines()[-1].startswith("error: ")
@@ -279,22 +280,12 @@ def test_damaged_files_in_the_commands(count: int, kind: str, seeds: Path, tmp_p
         subprocess.run(["rm", "-rf", str(tmp_path / "out")], check=True)
 
 
-def in_session(leader: int) -> list[str]:
+def left_running(leader: int) -> list[str]:
     """What still runs of a command that has ended; what is just ending gets a moment."""
     end = time.monotonic() + 5
-    while True:
-        found = []
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                name, _, rest = stat.read_text().rpartition(")")
-            except OSError:
-                continue
-            fields = rest.split()
-            if int(fields[3]) == leader and fields[0] != "Z":
-                found.append(name)
-        if not found or time.monotonic() > end:
-            return found
+    while (found := in_session(leader)) and time.monotonic() < end:
         time.sleep(0.05)
+    return found
 
 
 def test_the_mutations_follow_from_the_seed(seeds: Path) -> None:

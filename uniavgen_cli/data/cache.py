@@ -45,20 +45,19 @@ def build(
     kind = "audio" if vae is None else "video"
     starts = [s for s in range(first, first + count, SHARD) if not _shard(out, kind, s).is_file()]
     done = count - len(starts) * SHARD
-    yield from _written(workers, done, [(_write_shard, out, seed, start, vae) for start in starts])
+    yield from _written(out, workers, done, [(_write_shard, out, seed, start, vae) for start in starts])
 
 
 def build_pictures(out: Path, *, seed: int, count: int, vae: VAESource, workers: int = 1) -> Iterator[int]:
     """Draw pictures 0 to `count` of the data set `seed`, in `picture-*.safetensors`, in the same manner."""
     starts = [s for s in range(0, count, PICTURE_SHARD) if not _shard(out, "picture", s).is_file()]
     done = count - len(starts) * PICTURE_SHARD
-    yield from _written(workers, done, [(_write_pictures, out, seed, start, vae) for start in starts])
+    yield from _written(out, workers, done, [(_write_pictures, out, seed, start, vae) for start in starts])
 
 
-def _written(workers: int, done: int, calls: list[tuple[Any, ...]]) -> Iterator[int]:
-    """Make the calls (function, folder, ...), which return what they wrote, in processes; yields the sum."""
-    for _, out, *_ in calls[:1]:
-        out.mkdir(parents=True, exist_ok=True)
+def _written(out: Path, workers: int, done: int, calls: list[tuple[Any, ...]]) -> Iterator[int]:
+    """Make the calls, which write into `out` and return how much, in processes; yields the sum."""
+    out.mkdir(parents=True, exist_ok=True)
     # spawned: espeak-ng and torch threads do not survive a fork
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         for job in as_completed([pool.submit(*call) for call in calls]):

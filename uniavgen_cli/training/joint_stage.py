@@ -119,9 +119,10 @@ def joint_stage(
     `bank` is needed unless all is pictures, `pictures` for any share of them; `importance` (c,) weighs the
     video's latent channels. Raises ValueError when what is needed is missing.
     """
-    if (bank is None and how.picture_share < 1) or (pictures is None and how.picture_share > 0):
-        missing = "clips" if bank is None else "pictures"
-        raise ValueError(f"a picture share of {how.picture_share:g} needs {missing}")
+    if bank is None and how.picture_share < 1:
+        raise ValueError(f"a picture share of {how.picture_share:g} needs clips")
+    if pictures is None and how.picture_share > 0:
+        raise ValueError(f"a picture share of {how.picture_share:g} needs pictures")
     if how.hold_audio:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(not name.startswith(AUDIO_PARTS))
