@@ -29,6 +29,7 @@ import textbook  # noqa: E402
 
 from uniavgen_cli.diffusion.guidance import Guidance, Pass, guided  # noqa: E402
 from uniavgen_cli.diffusion.sampler import Given, State  # noqa: E402
+from uniavgen_cli.engine import eight_bit  # noqa: E402
 from uniavgen_cli.engine.counting import count, with_shapes_only, without_values  # noqa: E402
 from uniavgen_cli.engine.streaming import streamed  # noqa: E402
 from uniavgen_cli.engine.tasks import TASKS, Task  # noqa: E402
@@ -128,24 +129,29 @@ class Work:
 def held_as(name: str, tensor: Tensor) -> torch.dtype:
     if not tensor.is_floating_point():
         return tensor.dtype
-    return torch.float32 if any(part in name for part in FLOAT32_PARTS) else torch.bfloat16
+    return torch.float32 if any(part in name for part in (*FLOAT32_PARTS, "row_scale")) else torch.bfloat16
 
 
-def build(config: UniAVGenConfig, attention: str = "sdpa") -> UniAVGen:
+def build(config: UniAVGenConfig, attention: str = "sdpa", *, eight_bits: bool = False) -> UniAVGen:
     with torch.device("meta"):
-        return UniAVGen(config, attention).eval()
+        model = UniAVGen(config, attention).eval()
+        if eight_bits:
+            eight_bit.make_room(model, torch.bfloat16)
+    return model
 
 
 def fill(model: nn.Module, device: str) -> None:
-    """Random weights in bfloat16, each made where it is to be."""
+    """Random weights in bfloat16, or in 8 bits, each made where it is to be."""
     for prefix, part in model.named_modules():
         for store in (part._parameters, part._buffers):
             for key, tensor in list(store.items()):
                 if tensor is not None:
                     kind = held_as(f"{prefix}.{key}", tensor)
-                    values = torch.empty(tensor.shape, dtype=kind, device=device).normal_(
-                        mean=float(key == "weight" and tensor.ndim == 1), std=0.02
-                    )
+                    values = torch.empty(tensor.shape, dtype=kind, device=device)
+                    if kind.is_floating_point:
+                        values.normal_(mean=float(key == "weight" and tensor.ndim == 1), std=0.02)
+                    else:
+                        values.random_(-127, 128)
                     store[key] = nn.Parameter(values, False) if isinstance(tensor, nn.Parameter) else values
 
 
@@ -264,17 +270,16 @@ def measured(
         ("generate", "ours, one batch", "resident", "sdpa"),
         ("generate", "textbook", "resident", "sdpa"),
     ]
-    cases += [("generate", "ours", "streamed", "sdpa")]
+    cases += [("generate", "ours", mode, "sdpa") for mode in ("8-bit", "streamed")]
     if _xformers_works(device):
         cases += [("generate", "ours", "resident", "xformers")]
     models: dict[tuple[str, str], UniAVGen] = {}
     for task, form, mode, attention in cases:
-        place = device if mode == "resident" else "cpu"
-        if (place, attention) not in models:
+        if (mode, attention) not in models:
             models.clear()  # one of them fills the device
-            models[place, attention] = build(config, attention)
-            fill(models[place, attention], place)
-        model = models[place, attention]
+            models[mode, attention] = build(config, attention, eight_bits=mode == "8-bit")
+            fill(models[mode, attention], "cpu" if mode == "streamed" else device)
+        model = models[mode, attention]
         work = Work(row=TASKS[task], spec=spec, config=config, skip_block=SKIP_BLOCK[name], device=device)
         if device != "cpu":
             torch.cuda.reset_peak_memory_stats()

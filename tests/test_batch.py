@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import cv2
@@ -196,6 +196,27 @@ def test_a_killed_batch_leaves_whole_clips_and_goes_on_with_the_same_bytes(given
     done = run(given, "jobs.yaml", output)
     assert done.returncode == 0, done.stderr
     assert clips(given / output) == whole and leftovers(given / output) == []
+
+
+def test_a_long_clip_goes_on_from_its_last_whole_window(given: Path) -> None:
+    (given / "long.yaml").write_text(
+        "- {task: generate, prompt: A man, output: long, duration: 15, preset: tiny.yaml}\n"
+    )
+    assert run(given, "long.yaml", "long-whole").returncode == 0
+    windows = given / "long-killed" / ".uniavgen" / "windows"
+    with started(given, "long.yaml", "long-killed") as process:
+        wait_for(lambda: list(windows.rglob("00001.safetensors")))
+        process.send_signal(signal.SIGKILL)
+    (kept,) = windows.rglob("00001.safetensors")
+    seen = {kept.stat().st_mtime_ns}
+    with started(given, "long.yaml", "long-killed") as process:
+        while process.poll() is None:
+            with suppress(FileNotFoundError):  # once the clip is whole
+                seen.add(kept.stat().st_mtime_ns)
+            time.sleep(0.005)
+    assert process.returncode == 0 and len(seen) == 1  # it was taken up, and not made again
+    assert clips(given / "long-killed") == clips(given / "long-whole")
+    assert list(windows.iterdir()) == leftovers(given / "long-killed") == []
 
 
 def test_ctrl_c_stops_within_two_seconds_and_says_what_is_kept(given: Path) -> None:

@@ -29,11 +29,12 @@ from uniavgen_cli.media.video import write_clip
 
 COMMON = {
     "output", "overwrite", "preset", "seed", "steps", "size", "takes", "face_index", "require_face", "set",
-    "json", "quiet", "attention", "private", "unlimited",
+    "json", "quiet", "attention", "private", "unlimited", "lora", "best_of",
 }  # fmt: skip
 OPTIONS = {  # the pinned list: a new flag needs a reason, the rest go by --set
     "generate": COMMON | {"prompt", "speech", "face", "voice", "voice_text", "language", "duration"},
-    "dub": COMMON | {"video", "prompt", "speech", "voice", "voice_text", "language", "keep_sound"},
+    "dub": COMMON
+    | {"video", "prompt", "speech", "voice", "voice_text", "language", "keep_sound", "subtitles"},
     "animate": COMMON | {"face", "sound", "prompt"},
     "continue": COMMON | {"clip", "prompt", "speech", "voice", "voice_text", "language", "duration"},
     "info": {"file", "unlimited", "json"},
@@ -44,7 +45,12 @@ OPTIONS = {  # the pinned list: a new flag needs a reason, the rest go by --set
     "rerun": {"file", "output", "overwrite", "json", "quiet"},
     "doctor": {"preset", "set", "json"},
     "plan": {"preset", "size", "duration", "gpu_memory", "task", "set", "json"},
-    "train": {"preset", "output", "set", "json", "quiet"},
+    "prepare": {"folder", "output", "transcripts", "preset", "unlimited", "set", "json", "quiet"},
+    "eval": {
+        "clips", "suite", "parts", "count", "seed", "photos", "preset", "set", "face", "voice", "probes",
+        "train_probes", "output", "overwrite", "json", "quiet",
+    },
+    "train": {"preset", "data", "lora", "output", "set", "json", "quiet"},
 }  # fmt: skip
 SUBCOMMANDS = {
     "presets": {"list", "show"},
@@ -62,7 +68,6 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cv2.imwrite(str(folder / "face.png"), picture)
     tone = (0.3 * np.sin(np.arange(48_000) / 20)).astype(np.float32)
     soundfile.write(folder / "speech.wav", tone[:24_000], 24_000)
-    soundfile.write(folder / "long.wav", np.tile(tone, 4), 24_000)
     write_clip(folder / "talk.mp4", np.stack([picture] * 20), tone, 16, 24_000)
     (folder / "empty.mp4").touch()
     (folder / "empty.png").touch()
@@ -149,7 +154,7 @@ BAD = [  # exit code, what the line says, the command line
     (3, "empty.png", "animate {m}/empty.png {m}/speech.wav"),
     (3, "face.png", "animate {m}/face.png {m}/face.png"),
     (3, "missing.wav", "generate --prompt x --voice {m}/missing.wav"),
-    (3, "long.wav", "animate {m}/face.png {m}/long.wav"),
+    (3, "nothing.srt", "dub {m}/talk.mp4 --subtitles {m}/nothing.srt"),
     (3, "holds no words", "generate --speech ''"),
     (3, "No such file", "generate --speech @{m}/nothing.txt"),
     (3, "not UTF-8", "generate --speech @{m}/latin.txt"),
@@ -157,7 +162,7 @@ BAD = [  # exit code, what the line says, the command line
     (2, "--language fr is not known", "generate --speech Hello. --language fr"),
     (2, "speaks English alone", "generate --speech Hello. --language zh"),
     (3, "", "generate --speech ..."),
-    (3, "--duration", "generate --prompt x --duration 60"),
+    (3, "--duration", "generate --prompt x --duration 4000"),
     (4, "exist", "generate --prompt x -o missing/clip.mp4"),
     (4, "exists", "generate --prompt x -o {m}/talk.mp4"),
     (4, "also the input", "dub {m}/talk.mp4 -o {m}/talk.mp4 --overwrite"),

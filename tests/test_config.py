@@ -121,18 +121,36 @@ def test_an_unknown_preset_names_the_nearest() -> None:
         config.load_preset("missing/preset.yaml")
 
 
-def test_weights_are_looked_for_where_the_environment_says(
+def test_weights_are_the_users_own_or_those_that_came_with_the_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nano = config.load_preset("nano")
     monkeypatch.setenv("UNIAVGEN_WEIGHTS", str(tmp_path))
-    with pytest.raises(WeightsError, match=f"looked in {tmp_path}") as caught:
-        config.weights_folder(nano)
-    assert caught.value.exit_code == 5
+    shipped = config.shipped_weights_dir() / "nano"
+    assert config.weights_folder(nano) == shipped  # what the user has nothing of is not hidden
     folder = tmp_path / "nano"
     folder.mkdir()
+    assert config.weights_folder(nano) == shipped
     (folder / "joint.safetensors").write_bytes(b"")
     assert config.weights_folder(nano) == folder
+    detector = "nano/face_detector.safetensors"
+    assert config.find_weights(detector) == config.shipped_weights_dir() / detector
+    assert config.find_weights("uniavgen") == tmp_path / "uniavgen"  # where it would be
+    with pytest.raises(WeightsError, match=f"looked in {tmp_path}/uniavgen") as caught:
+        config.weights_folder(config.load_preset("uniavgen"))
+    assert caught.value.exit_code == 5
+
+
+def test_by_default_weights_are_pulled_to_a_folder_of_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("UNIAVGEN_WEIGHTS", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    assert config.weights_dir() == tmp_path / ".local" / "share" / "uniavgen" / "weights"
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    assert config.weights_dir() == tmp_path / "data" / "uniavgen" / "weights"
+    assert config.weights_folder(config.load_preset("nano")) == config.shipped_weights_dir() / "nano"
 
 
 def test_changed_keys_are_the_ones_that_were_set() -> None:

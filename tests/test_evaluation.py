@@ -1,10 +1,7 @@
-"""The instruments: curves compared, an opening read from pixels, and the report on the whole model."""
+"""The instruments: curves compared, what mouths, people and voices look and sound like."""
 
-import importlib.util
-import json
-import sys
+from functools import partial
 from pathlib import Path
-from types import ModuleType
 
 import cv2
 import numpy as np
@@ -12,20 +9,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from uniavgen_cli.evaluation import opening
+from uniavgen_cli.errors import WeightsError
+from uniavgen_cli.evaluation import expression, instruments, look, opening, tone
+from uniavgen_cli.evaluation.emotion import heard_emotion, seen_emotion
+from uniavgen_cli.evaluation.identity import identity_drift, identity_likeness, some
 from uniavgen_cli.evaluation.synchrony import best_lag, correlation
-
-BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "nano_bars.py"
-
-
-@pytest.fixture(scope="module")
-def bars() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("nano_bars", BENCHMARK)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["nano_bars"] = module  # where dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+from uniavgen_cli.evaluation.voice import nearest_voice, voice_likeness
 
 
 def test_correlation_is_blind_to_scale_and_knows_stillness() -> None:
@@ -47,6 +36,9 @@ def test_the_best_lag_is_positive_for_a_late_curve(lag: int) -> None:
 def test_too_short_for_a_lag() -> None:
     with pytest.raises(ValueError, match="6 frames"):
         best_lag(np.arange(6.0), np.arange(6.0))
+
+
+# ---- the opening reader ----------------------------------------------------------------------------------
 
 
 def test_an_opening_reader_learns_and_is_kept(tmp_path: Path) -> None:
@@ -80,81 +72,144 @@ def _middle(picture: np.ndarray) -> np.ndarray:
     return np.array([(weight * x).sum(), (weight * y).sum()]) / weight.sum()
 
 
-def test_psnr_of_the_whole_and_of_the_mouth(bars: ModuleType) -> None:
-    truth = np.full((2, 16, 16, 3), 100, np.uint8)
-    made = truth.copy()
-    assert bars.psnr(made, truth) == 99.0
-    made[:, 4:8, 4:8] += 10
-    boxes = np.tile(np.array([4.0, 4.0, 8.0, 8.0]), (2, 1))
-    assert bars.mouth_psnr(made, truth, boxes) == pytest.approx(20 * np.log10(25.5), abs=1e-3)
-    assert bars.psnr(made, truth) == pytest.approx(20 * np.log10(25.5) + 10 * np.log10(16), abs=1e-3)
-    assert bars.mouth_psnr(made, truth, boxes + 8) == 99.0
+# ---- the look probe --------------------------------------------------------------------------------------
 
 
-def test_the_summary_weighs_errors_and_knows_the_bars(bars: ModuleType) -> None:
-    rows = [
-        {"generate_errors": 5, "plan_phonemes": 10, "animate": 0.4, "animate_other": 0.05},
-        {"generate_errors": 5, "plan_phonemes": 40, "animate": 0.5, "animate_other": 0.05},
-    ]
-    found = {metric["key"]: metric for metric in bars.summary(rows)}
-    assert set(found) == {"generate_errors", "animate", "animate_other"}
-    assert found["generate_errors"]["value"] == pytest.approx(0.2) and found["generate_errors"]["met"]
-    assert found["animate"]["value"] == pytest.approx(0.45) and found["animate"]["met"] is False
-    assert found["animate"]["error"] == pytest.approx(0.05 / np.sqrt(2))
-    assert found["animate_other"]["error"] == pytest.approx(0, abs=1e-9) and found["animate_other"]["met"]
-    assert "MISSED" in bars.table(bars.summary(rows))
+@pytest.fixture(scope="module")
+def looker() -> look.LookProbe:
+    """One that has learnt a little: fourteen people, who are known again."""
+    losses: list[float] = []
+    trained = look.train_look_probe(
+        steps=50, num_people=14, batch_size=7, report=lambda step, loss: losses.append(loss)
+    )
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:3])
+    return trained
 
 
-def test_sheets_hold_clips_of_other_lengths(bars: ModuleType, tmp_path: Path) -> None:
-    made = np.zeros((9, 32, 32, 3), np.uint8)
-    bars.write_sheet(tmp_path / "sheet.png", made[:5], made, np.zeros(5), np.full(9, 0.1))
-    sheet = cv2.imread(str(tmp_path / "sheet.png"))
-    assert sheet.shape == (32 + 32 + 96, 3 * 32, 3)
-    assert sheet[:32, 64:].min() == 255 and sheet[32:64].max() == 0
-    sound = np.random.default_rng(0).standard_normal(4800).astype(np.float32)
-    assert bars.mel_picture([sound, sound[:2400]], pixels=2).shape == (2 * 84 * 2, 20 * 2, 3)
+def test_the_same_person_is_known_again_and_another_is_not(looker: look.LookProbe) -> None:
+    people = [look.drawn_person(look.SEED, number).frames for number in range(6)]
+    same = [identity_likeness(frames[2:4], frames[:2], looker) for frames in people]  # in other clothes
+    other = [identity_likeness(frames[2:4], people[i - 1][:2], looker) for i, frames in enumerate(people)]
+    assert np.mean(same) > np.mean(other) + 0.4
+    assert identity_likeness(people[0][:1], people[0][:1], looker) == pytest.approx(1, abs=1e-5)
+    drifting = np.concatenate([people[0][:2], people[1][:2]])
+    assert identity_drift(drifting, looker) < identity_drift(people[0][:2], looker)
 
 
-def test_the_report_of_an_untrained_model(bars: ModuleType, tmp_path: Path) -> None:
-    """Every part runs, on weights that know nothing: chance, not a crash."""
-    from uniavgen_cli.codecs.video_vae import VideoVAE, VideoVAEConfig
-    from uniavgen_cli.codecs.vocoder import Vocoder, VocoderConfig
-    from uniavgen_cli.config import load_preset
-    from uniavgen_cli.evaluation.recogniser import Recogniser, RecogniserConfig
-    from uniavgen_cli.models.state_dict import save_sharded
-    from uniavgen_cli.models.uniavgen import UniAVGen, UniAVGenConfig
-    from uniavgen_cli.training import caption_stage
+def test_a_look_is_made_of_chances(looker: look.LookProbe) -> None:
+    frames = look.drawn_person(3, 0).frames
+    seen = looker.look(np.stack([cv2.resize(frame, (160, 96)) for frame in frames]))  # any size
+    assert seen.people.shape == (6, 48)
+    for name, chances in seen.attributes.items():
+        assert chances.shape == (6, len(look.ATTRIBUTES[name]))
+        np.testing.assert_allclose(chances.sum(1), 1, atol=1e-5)
 
-    small = ["model.num_blocks=1", "model.interaction_blocks=[0]", "sampling.skip_block=0"]
-    small.append("clip.max_frames=49")
-    preset = load_preset("nano", small)
-    folder = tmp_path / "weights"
-    folder.mkdir()
+
+def test_a_person_keeps_hair_and_skin_and_changes_clothes_and_walls() -> None:
+    person = look.drawn_person(5, 1)
+    columns = list(look.ATTRIBUTES)
+    for name in ("hair_colour", "hair_style", "skin", "glasses"):
+        assert len(set(person.attributes[:, columns.index(name)])) == 1
+    walls = [person.frames[i, :6, :6].reshape(-1, 3).mean(0) for i in (0, 2, 4)]
+    assert np.abs(walls[0] - walls[1]).max() > 5 or np.abs(walls[1] - walls[2]).max() > 5
+
+
+def test_contrast_is_low_for_partners_that_are_alike() -> None:
+    rows = torch.eye(4).repeat_interleave(2, 0)
+    assert look.contrast(rows) < 1e-3
+    assert look.contrast(rows[[0, 2, 1, 4, 3, 6, 5, 7]]) > 5
+
+
+def test_some_frames_are_spread_over_the_clip() -> None:
+    assert some(np.arange(81), 5).tolist() == [0, 20, 40, 60, 80]
+    assert some(np.arange(3)).tolist() == [0, 1, 2]
+
+
+# ---- the expression probe --------------------------------------------------------------------------------
+
+
+def test_an_expression_probe_learns_and_is_kept(tmp_path: Path) -> None:
+    losses: list[float] = []
+    trained = expression.train_expression_probe(
+        steps=60, num_people=12, batch_size=16, report=lambda step, loss: losses.append(loss)
+    )
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:3])
+    save_file(trained.state_dict(), tmp_path / "expression.safetensors")
+    kept = expression.load_expression_probe(tmp_path / "expression.safetensors")
     torch.manual_seed(0)
-    save_sharded(UniAVGen(UniAVGenConfig(**preset.model)).state_dict(), folder)
-    save_file(VideoVAE(VideoVAEConfig(**preset.video_vae)).state_dict(), folder / "video_vae.safetensors")
-    save_file(Vocoder(VocoderConfig(**preset.vocoder)).state_dict(), folder / "vocoder.safetensors")
-    encoder = caption_stage.CaptionEncoder(caption_stage.CaptionConfig(**preset.caption), ("woman", "man"))
-    weights = {f"encoder.{name}": value for name, value in encoder.state_dict().items()}
-    caption_stage.export(weights, encoder.vocabulary, folder / "caption.safetensors")
-    save_file(Recogniser(RecogniserConfig()).state_dict(), tmp_path / "recogniser.safetensors")
-    save_file(opening.OpeningReader().state_dict(), tmp_path / "opening.safetensors")
+    locator = opening.OpeningReader().eval()
+    faces = opening.drawn_faces(expression.SEED, 0, num_frames=4)
+    chances = kept.read(faces.frames, locator)
+    assert chances.shape == (4, 7)
+    np.testing.assert_allclose(chances.sum(1), 1, atol=1e-5)
+    emotion, chance = seen_emotion(faces.frames, kept, locator)
+    assert emotion in look.EMOTIONS and 1 / 7 <= chance <= 1
 
-    report = tmp_path / "out" / "report.json"
-    arguments = ["--weights", str(folder), "--clips", "2", "--steps", "1", "--sheets", "1"]
-    arguments += ["--cache", str(tmp_path), "--out", str(report)]
-    bars.main([*arguments, *(part for override in small for part in ("--set", override))])
 
-    written = json.loads(report.read_text(encoding="utf-8"))
-    assert written["clips"] == 2 and written["preset"]["sampling"]["steps"] == 1
-    assert {metric["key"] for metric in written["metrics"]} == {metric.key for metric in bars.METRICS}
-    values = {metric["key"]: metric["value"] for metric in written["metrics"]}
-    assert values["generate_errors"] > 0.5  # nothing was learnt
-    assert all(np.isfinite(value) for value in values.values())
-    assert sorted(path.name for path in report.parent.glob("*000*")) == [
-        "animate-000.mp4",
-        "animate-000.png",
-        "generate-000-sound.png",
-        "generate-000.mp4",
-        "generate-000.png",
-    ]
+def test_the_square_of_a_face_has_the_mouth_where_it_belongs() -> None:
+    spot = np.zeros((128, 128, 3), np.uint8)
+    cv2.circle(spot, (80, 90), 3, (255, 255, 255), -1, cv2.LINE_AA)
+    square = expression.face_square(spot, np.array([80.5, 90.5]), expression.SIDE / 1.1)
+    np.testing.assert_allclose(_middle(square), [32, 32 + 0.25 * expression.SIDE / 1.1], atol=0.1)
+
+
+# ---- the tone probe --------------------------------------------------------------------------------------
+
+
+def test_a_tone_probe_learns_voices_and_is_kept(tmp_path: Path) -> None:
+    losses: list[float] = []
+    trained = tone.train_tone_probe(
+        steps=60, num_voices=6, batch_size=6, report=lambda step, loss: losses.append(loss)
+    )
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:3])
+    save_file(trained.state_dict(), tmp_path / "tone.safetensors")
+    kept = tone.load_tone_probe(tmp_path / "tone.safetensors")
+
+    from uniavgen_cli.data.voice import VOICES, speak
+
+    low, high = next(v for v in VOICES if v.gender == "male"), next(v for v in VOICES if v.gender == "female")
+    one, again = (speak(text, low).samples for text in ("Good morning to you.", "See you tomorrow, Anna."))
+    other = speak("Good morning to you.", high).samples
+    assert voice_likeness(one, again, kept) > voice_likeness(one, other, kept)
+    assert nearest_voice(again, [other, one], kept) == 1
+    padded = np.pad(one, (12_000, 24_000))  # silence around it changes nothing
+    assert voice_likeness(one, padded, kept) > 0.98
+    assert voice_likeness(one, 0.1 * one, kept) == pytest.approx(1, abs=1e-3)
+    emotion, chance = heard_emotion(one, kept)
+    assert emotion in look.EMOTIONS and 1 / 7 <= chance <= 1
+
+
+def test_the_spoken_part_begins_and_ends_with_sound() -> None:
+    mels = torch.full((100, 80), -2.0)
+    mels[30:70] = 0.5
+    assert len(tone.spoken_part(mels)) == 40
+    assert len(tone.spoken_part(mels[:25])) == 25  # nothing stands out
+
+
+# ---- which there are -------------------------------------------------------------------------------------
+
+
+def test_the_probes_that_are_there_are_read_and_the_rest_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNIAVGEN_WEIGHTS", str(tmp_path / "weights"))
+    assert instruments.load_instruments() == instruments.Instruments()
+    save_file(tone.ToneProbe().state_dict(), tmp_path / "tone.safetensors")
+    read = instruments.load_instruments(tmp_path)
+    assert read.tone is not None and read.look is None and read.whisper is None
+    (tmp_path / "weights" / "nano").mkdir(parents=True)  # those that come with nano are found as well
+    save_file(opening.OpeningReader().state_dict(), tmp_path / "weights" / "nano" / "opening.safetensors")
+    assert instruments.load_instruments(tmp_path).opening is not None
+    save_file(opening.OpeningReader().state_dict(), tmp_path / "tone.safetensors")
+    with pytest.raises(WeightsError, match="tone"):
+        instruments.load_instruments(tmp_path)
+
+
+def test_missing_probes_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNIAVGEN_WEIGHTS", str(tmp_path / "weights"))
+    monkeypatch.setattr(tone, "train_tone_probe", partial(tone.train_tone_probe, steps=1, num_voices=2))
+    told: list[str] = []
+    folder = tmp_path / "probes"
+    assert instruments.make_missing(folder, ["tone"], told.append) == [folder / "tone.safetensors"]
+    assert instruments.make_missing(folder, ["tone"], told.append) == [] and len(told) == 1
+    assert instruments.load_instruments(folder).tone is not None

@@ -118,6 +118,7 @@ def test_the_cascade_finds_most_faces_where_they_are() -> None:
 
 
 def test_without_its_weights_only_the_cascade_looks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("uniavgen_cli.config.shipped_weights_dir", lambda: tmp_path / "shipped")
     monkeypatch.setenv("UNIAVGEN_WEIGHTS", str(tmp_path))
     frame, _ = unseen_avatar(0, 128, 128)
     assert detect_faces(frame, "drawn") == []

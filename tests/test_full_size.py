@@ -75,6 +75,7 @@ def test_it_times_every_form_and_mode(
         ("animate", "ours", "resident"),
         ("generate", "ours, one batch", "resident"),
         ("generate", "textbook", "resident"),
+        ("generate", "ours", "8-bit"),
         ("generate", "ours", "streamed"),
     ]
     assert all(row["seconds"] > 0 and row["share_of_matrix_rate"] > 0 for row in measured)

@@ -4,6 +4,7 @@ UNIAVGEN_FUZZ_SEED picks other damage; the `slow` tests try 500 files in one pro
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from PIL import Image
 from processes import in_session
 from tiny_model import write_tiny_preset
 
+from uniavgen_cli.config import load_preset, weights_files
 from uniavgen_cli.engine.jobfile import read_rows
 from uniavgen_cli.engine.jobs import check_jobs
 from uniavgen_cli.engine.provenance import from_tags, remake, to_tags
@@ -25,7 +27,7 @@ from uniavgen_cli.errors import UniAVGenError
 from uniavgen_cli.media.audio import read_audio
 from uniavgen_cli.media.image import image_size, read_image
 from uniavgen_cli.media.probe import probe, require_image, require_sound, require_video
-from uniavgen_cli.media.video import read_frames, read_metadata
+from uniavgen_cli.media.video import read_frames, read_metadata, write_animated
 
 ROOT = Path(__file__).resolve().parent.parent
 SEED = int(os.environ.get("UNIAVGEN_FUZZ_SEED", "0"))
@@ -72,10 +74,10 @@ TOKENS = [
 ]  # fmt: skip
 
 
-def mutated(data: bytes, rng: np.random.Generator, tokens: list[bytes]) -> bytes:
-    """`data` after one to six kinds of damage: bits, bytes, runs, cuts, repeats, moves, odd words."""
+def mutated(data: bytes, rng: np.random.Generator, tokens: list[bytes], most: int = 6) -> bytes:
+    """`data` after one to `most` kinds of damage: bits, bytes, runs, cuts, repeats, moves, odd words."""
     content = bytearray(data)
-    for _ in range(rng.integers(1, 7)):
+    for _ in range(rng.integers(1, most + 1)):
         if not content:
             break
         # headers are short and decide most, so half of the damage is done there
@@ -223,6 +225,20 @@ def test_damaged_records(count: int, seeds: Path) -> None:
             assert tried(lambda made=made: remake(made, seeds / "talk.mp4")) is not None
 
 
+@pytest.mark.parametrize("name", ["a" * 5000, "a\0b", "/".join(["a" * 200] * 40)])
+def test_names_that_no_file_can_have(name: str, seeds: Path) -> None:
+    record = {
+        "uniavgen": "0", "voice_given": False, "task": "animate", "seed": 4, "preset": "nano", "base": "nano",
+        "set": {}, "options": {"face": name, "sound": "speech.wav"}, "left_out": [], "inputs": {},
+        "weights_sha256": "0",
+    }  # fmt: skip
+    assert isinstance(tried(lambda: remake(record, seeds / "talk.mp4")), UniAVGenError)
+    for key in ("weights", "lora"):
+        preset = load_preset("nano").model_copy(update={key: name})
+        assert isinstance(tried(lambda preset=preset: weights_files(preset)), UniAVGenError)
+    assert isinstance(tried(lambda: load_preset(f"{name}.yaml")), UniAVGenError)
+
+
 COMMANDS = [
     ("dub", "{m}", "--speech", "Hello.", "-o", "out.mp4"),
     ("continue", "{m}", "--duration", "0.25", "-o", "out.mp4"),
@@ -235,49 +251,87 @@ COMMANDS = [
 ]
 
 
+# mild kinds, of which many get through the checks and reach the model
+MILD = ("talk.mp4", "a.mkv", "a.ts", "a.jpg", "speech.wav", "a.avi")
+JOB_FILES = (("m.yaml", YAML), ("m.jsonl", JSONL), ("m.csv", CSV))
+
+
 @pytest.mark.parametrize("count", [4, SOME])
 @pytest.mark.parametrize("kind", ["media", "jobs"])
 def test_damaged_files_in_the_commands(count: int, kind: str, seeds: Path, tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "UNIAVGEN_PRESET": str(seeds / "tiny.yaml")}
-    for name in ("face.png", "speech.wav", "talk.mp4"):
-        (tmp_path / name).write_bytes((seeds / name).read_bytes())
-    # mild kinds, of which many get through the checks and reach the model
-    sources = [seeds / name for name in ("talk.mp4", "a.mkv", "a.ts", "a.jpg", "speech.wav", "a.avi")]
-    texts = [("m.yaml", YAML), ("m.jsonl", JSONL), ("m.csv", CSV)]
     for number in range(count):
-        rng = np.random.default_rng([SEED, 4 + (kind == "jobs"), number])
-        if kind == "media":
-            source = sources[number % len(sources)]
-            data, damaged = source.read_bytes(), tmp_path / f"m{source.suffix}"
-            arguments = COMMANDS[number % (len(COMMANDS) - 1)]
-        else:
-            name, text = texts[number % len(texts)]
-            data, damaged = text.encode(), tmp_path / name
-            arguments = COMMANDS[-1]
-        damaged.write_bytes(mutated(data, rng, TOKENS))
-        before = {path.name for path in tmp_path.iterdir()}
-        words = [word.format(m=damaged.name, j=damaged.name) for word in arguments]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "uniavgen_cli", *words],
-            cwd=tmp_path,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
-        out, err = (data.decode(errors="replace") for data in process.communicate(timeout=300))
-        assert process.returncode in DOCUMENTED, (words, err)
-        assert "Traceback" not in out + err, (words, err)
-        assert not left_running(process.pid), words
-        made = {path.name for path in tmp_path.iterdir()} - before
-        if process.returncode:
-            assert err.splitlines()[-1].startswith("error: ")
-            assert made <= {"out"} and all(probe(path).video for path in tmp_path.glob("out/[!.]*"))
-        else:
-            assert made <= {"out", "out.mp4"}
-        for path in (tmp_path / "out.mp4", damaged):
-            path.unlink(missing_ok=True)
-        subprocess.run(["rm", "-rf", str(tmp_path / "out")], check=True)
+        run_on_damage(number, kind, seeds, tmp_path)
+
+
+def run_on_damage(number: int, kind: str, seeds: Path, folder: Path) -> tuple[list[str], int]:
+    """One real command on damaged file `number`: its words and exit code, and what must hold asserted."""
+    rng = np.random.default_rng([SEED, 4 + (kind == "jobs"), number])
+    for name in ("face.png", "speech.wav", "talk.mp4"):
+        (folder / name).write_bytes((seeds / name).read_bytes())
+    if kind == "media":
+        source = seeds / MILD[number % len(MILD)]
+        data, damaged = source.read_bytes(), folder / f"m{source.suffix}"
+        arguments = COMMANDS[number % (len(COMMANDS) - 1)]
+    else:
+        name, text = JOB_FILES[number % len(JOB_FILES)]
+        data, damaged = text.encode(), folder / name
+        arguments = COMMANDS[-1]
+    # one kind of damage leaves some job files good enough to be run
+    damaged.write_bytes(mutated(data, rng, TOKENS, most=1 if kind == "jobs" and number % 2 else 6))
+    before = {path.name for path in folder.iterdir()}
+    words = [word.format(m=damaged.name, j=damaged.name) for word in arguments]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "uniavgen_cli", *words],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "UNIAVGEN_PRESET": str(seeds / "tiny.yaml")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    out, err = (data.decode(errors="replace") for data in process.communicate(timeout=300))
+    assert process.returncode in DOCUMENTED, (words, err)
+    assert "Traceback" not in out + err, (words, err)
+    assert not left_running(process.pid), words
+    made = {path.name for path in folder.iterdir()} - before
+    if process.returncode:
+        assert err.splitlines()[-1].startswith("error: ")
+        assert made <= {"out"} and all(probe(path).video for path in folder.glob("out/[!.]*"))
+    else:
+        assert made <= {"out", "out.mp4"}
+    for path in (folder / "out.mp4", damaged):
+        path.unlink(missing_ok=True)
+    shutil.rmtree(folder / "out", ignore_errors=True)
+    return words, process.returncode
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("seed", "number"),
+    [
+        (0, 2),  # sound that decodes and that no MP4 takes as it is
+        (1, 8),  # a video to be continued with fewer pictures at its end than it says
+    ],
+)
+def test_what_was_found_stays_mended(
+    seed: int, number: int, seeds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "SEED", seed)
+    assert run_on_damage(number, "media", seeds, tmp_path)[1] in (0, 3)
+
+
+def test_sound_whose_packets_no_container_takes_is_encoded(seeds: Path, tmp_path: Path) -> None:
+    """Found by the fuzz: AAC that decodes, but for a few frames, and that an MP4 refuses to copy."""
+    data = bytearray((seeds / "a.ts").read_bytes())
+    headers = [at for at in range(len(data) - 1) if data[at] == 0xFF and data[at + 1] in (0xF1, 0xF9)]
+    for at in headers[2:4]:  # of the ADTS frames
+        data[at : at + 2] = b"\0\0"
+    (tmp_path / "damaged.ts").write_bytes(bytes(data))
+    frames = np.zeros((8, 64, 64, 3), np.uint8)
+    made = write_animated(tmp_path / "made.mp4", frames, tmp_path / "damaged.ts", 16)
+    media = probe(made)
+    assert media.audio is not None and media.audio.codec == "aac" and len(read_audio(made)) > 0
+    whole = write_animated(tmp_path / "whole.mp4", frames, seeds / "a.ts", 16)
+    assert probe(whole).audio is not None
 
 
 def left_running(leader: int) -> list[str]:

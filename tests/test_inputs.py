@@ -343,8 +343,7 @@ def test_limits_are_said_before_anything_is_decoded_and_can_be_lifted(tmp_path: 
     with limits.lifted():
         assert read_image(tmp_path / "large.png").shape == (11_000, 11_000, 3)
     request = Request(task="animate", face=tmp_path / "large.png", sound=tmp_path / "s.wav", unlimited=True)
-    with pytest.raises(InputError, match="the sound .* takes 4000.00 s"):  # no longer the file, but the clip
-        check(request, load_preset("nano"))
+    assert check(request, load_preset("nano")).num_frames == 16 * 4000
 
 
 def test_tags_in_another_encoding_are_no_reason_to_refuse_a_file(tmp_path: Path) -> None:

@@ -183,7 +183,7 @@ BAD = [  # the kind, what is said, the job
     (InputError, "is a folder", "task: dub, video: ."),
     (InputError, "not media", "task: animate, face: face.png, sound: words.txt"),
     (InputError, "can't be read from", "task: generate, speech: '@nothing.txt'"),
-    (InputError, "holds 5.06 s", "task: generate, prompt: x, duration: 99"),
+    (InputError, "has 9,999 seconds", "task: generate, prompt: x, duration: 9999"),
     (OutputError, "bare file name", "task: generate, prompt: x, output: ../x.mp4"),
     (OutputError, "bare file name", "task: generate, prompt: x, output: /etc/x.mp4"),
     (OutputError, "bare file name", "task: generate, prompt: x, output: 'C:\\x.mp4'"),

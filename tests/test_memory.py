@@ -16,7 +16,7 @@ from tiny_model import write_tiny_preset
 from uniavgen_cli.cli import main
 from uniavgen_cli.commands.plan import parse_memory
 from uniavgen_cli.config import load_preset, preset_names
-from uniavgen_cli.engine import costs, memory
+from uniavgen_cli.engine import costs, eight_bit, memory
 from uniavgen_cli.engine.counting import count, with_shapes_only, without_values
 from uniavgen_cli.engine.engine import Engine
 from uniavgen_cli.engine.streaming import layers_of, on_device_meanwhile, streamed
@@ -40,12 +40,20 @@ COSTS = memory.Costs(
     media=0,
     mapped=0,
     captions=0,
+    captions_8bit=0,
     encoding=8 * GIB,
     encoding_tiled=2 * GIB,
     sampling=2 * GIB,
+    sampling_8bit=2 * GIB,
     decoding=20 * GIB,
     decoding_tiled=5 * GIB,
 )
+
+
+@pytest.fixture(autouse=True)
+def with_torchao(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ladder with all of its modes; test_eight_bit.py has it without."""
+    monkeypatch.setattr(eight_bit, "installed", lambda: True)
 
 
 def test_what_is_alive_is_counted_as_it_comes_and_goes() -> None:
@@ -135,7 +143,7 @@ def test_an_error_within_brings_the_weights_back() -> None:
         assert not any(part._forward_pre_hooks for part in model.modules())
 
 
-@pytest.mark.parametrize("mode", [mode for mode in memory.MODES if mode.runs], ids=lambda mode: mode.name)
+@pytest.mark.parametrize("mode", memory.MODES, ids=lambda mode: mode.name)
 def test_every_mode_samples_the_same(mode: memory.Mode) -> None:
     model = tiny_model()
     inputs = video_stream(), audio_stream(), conditions(12), on()
@@ -148,17 +156,10 @@ def test_every_mode_samples_the_same(mode: memory.Mode) -> None:
 def test_the_ladder_goes_down_and_advice_names_the_next_step() -> None:
     peaks = [memory.gpu_peak(COSTS, mode) for mode in memory.MODES]
     assert peaks == sorted(peaks, reverse=True) and len(set(peaks)) == len(peaks)
-    chosen = [memory.choose_mode(COSTS, size * GIB) for size in (80, 48, 24, 12, 4)]
-    assert [mode and mode.name for mode in chosen] == [
-        "resident",
-        "encoder-first",
-        "tiled",
-        "streamed",
-        None,
-    ]
-    for mode in memory.MODES[:-1]:
-        smaller = memory.smaller_mode(mode)
-        assert smaller is not None and smaller.runs and smaller.name in memory.advice(mode)
+    chosen = [memory.choose_mode(COSTS, size * GIB) for size in (80, 48, 24, 16, 12, 4)]
+    assert [mode and mode.name for mode in chosen] == [*(mode.name for mode in memory.MODES), None]
+    for mode, below in zip(memory.MODES[:-1], memory.MODES[1:], strict=True):
+        assert memory.smaller_mode(mode) == below and below.name in memory.advice(mode)
     assert "--size" in memory.advice(memory.MODES[-1]) and "memory=" not in memory.advice(memory.MODES[-1])
     with pytest.raises(UsageError, match="resident, encoder-first"):
         memory.mode_named("small")
@@ -171,7 +172,13 @@ def runtime_with(device: str, free: int) -> Runtime:
 def test_the_mode_is_the_presets_or_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(costs, "cost", lambda *_: COSTS)  # counted in the tests below
     released = load_preset("uniavgen")
-    for free, name in ((80, "resident"), (40, "encoder-first"), (23, "tiled"), (11, "streamed")):
+    for free, name in (
+        (80, "resident"),
+        (40, "encoder-first"),
+        (23, "tiled"),
+        (16, "8-bit"),
+        (11, "streamed"),
+    ):
         mode, why = memory.mode_for(released, runtime_with("cuda", free * GIB))
         assert mode.name == name and f"{free}.00 GiB free" in why
     with pytest.raises(OutOfMemoryError, match="4.00 GiB are free"):
@@ -183,8 +190,10 @@ def test_the_mode_is_the_presets_or_what_fits(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_where_the_parts_are_loaded_to() -> None:
-    homes = {mode.name: memory.joint_home(mode, "cuda") for mode in memory.MODES if mode.runs}
-    assert homes == {"resident": "cuda", "encoder-first": "cpu", "tiled": "cpu", "streamed": "cpu"}
+    homes = {mode.name: memory.joint_home(mode, "cuda") for mode in memory.MODES}
+    assert homes == {"resident": "cuda"} | dict.fromkeys(
+        ("encoder-first", "tiled", "8-bit", "streamed"), "cpu"
+    )
     assert [memory.encoder_home(mode, "cuda") for mode in memory.MODES] == ["cuda"] * 4 + ["cpu"]
 
 
@@ -221,7 +230,7 @@ def test_a_stage_is_the_sum_of_what_is_there() -> None:
 def test_every_presets_mode_is_one_that_runs() -> None:
     for name in preset_names():
         wanted = load_preset(name).runtime.memory
-        assert wanted == "auto" or memory.mode_named(wanted).runs
+        assert wanted == "auto" or wanted in {mode.name for mode in memory.MODES}
     assert {load_preset(f"uniavgen-{size}gb").runtime.memory for size in (24, 12)} == {"tiled", "streamed"}
 
 
@@ -236,8 +245,9 @@ def test_weights_are_counted_to_the_byte() -> None:
         loaded = load_module(lambda: UniAVGen(UniAVGenConfig(**preset.model)), path, dtype=dtype)
         real = sum(tensor.nbytes for tensor in loaded.state_dict().values())
         assert costs.tensor_bytes(model, dtype, FLOAT32_PARTS) == real
-    linear = torch.nn.Linear(100, 7)
-    assert costs.tensor_bytes(linear, torch.bfloat16, eight_bit=True) == 700 + 4 * 7 + 2 * 7
+    block = torch.nn.ModuleDict({"blocks": torch.nn.ModuleList([torch.nn.Linear(100, 7)])})
+    eight_bit.make_room(block, torch.bfloat16)
+    assert costs.tensor_bytes(block, torch.bfloat16, eight_bit.FLOAT32_PARTS) == 700 + 4 * 7 + 2 * 7
 
 
 def test_the_full_sizes_are_those_of_the_released_parts() -> None:
@@ -258,7 +268,9 @@ def test_few_blocks_tell_what_all_allocate() -> None:
         few = costs._sampling(config, preset, spec, "cpu", torch.float32, torch.float32).peak_bytes
     with without_values():  # anew, for the tables that are kept
         all_blocks = count(costs.joint_call(config, preset, spec, torch.float32, batched=True)).peak_bytes
-    state = 4 * (32 * 5 * 4 * 4 + 106 * 80)  # of which the loop holds three beside the step
+    state = 4 * (
+        config.video_latent_channels * 5 * 4 * 4 + 106 * 80
+    )  # of which the loop holds three beside the step
     assert few - 3 * state == pytest.approx(all_blocks, rel=0.01)
 
 
@@ -286,7 +298,7 @@ def test_a_plan_of_nano_names_every_stage(capsys: pytest.CaptureFixture[str]) ->
     assert report["window"] == {"frames": 17, "width": 64, "height": 64} and report["device"] == "cpu"
     assert all(stage["gpu"] == 0 and stage["host"] > 50 * 2**20 for stage in report["stages"])
     code, out, err = run_plan(capsys, "--gpu-memory", "1GB", *small)
-    assert code == 0 and "it would run resident" in out and "8-bit" in out and "planned" in out
+    assert code == 0 and "it would run resident" in out and "8-bit" in out
 
 
 @pytest.mark.parametrize(

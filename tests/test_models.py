@@ -26,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from uniavgen_cli.errors import WeightsError
 from uniavgen_cli.models.alignment import audio_windows, video_sources
+from uniavgen_cli.models.branch import unpatchify
 from uniavgen_cli.models.interaction import Grid
 from uniavgen_cli.models.speech_text import pad_tokens
 from uniavgen_cli.models.state_dict import load_module, read_tensors, save_sharded
@@ -111,14 +112,17 @@ def test_both_directions_off_are_two_branches() -> None:
 
 @torch.inference_mode()
 def test_clean_latents_are_what_the_velocity_leaves() -> None:
-    model, video, audio, text = tiny_model(), video_stream(), audio_stream(), conditions(12)
-    made = model(video, audio, text, on()).video
-    model.config = replace(model.config, clean_video=True)
+    model, video, audio, text = tiny_model(clean_video=True), video_stream(), audio_stream(), conditions(12)
+    model.head.register_forward_hook(lambda head, inputs, out: made.append(out))
+    made: list[torch.Tensor] = []
     out = model(video, audio, text, on())
+    shape = (video.latents.shape[2], *(side // 2 for side in video.latents.shape[3:]))
+    clean, kept = unpatchify(made[0], shape, model.config.patch).split(video.latents.shape[1], dim=1)
+    expected = clean + kept.sigmoid() * (video.latents[:, :, :1] - clean)
     noisy = video.timesteps[0] >= 1000 * CLEAN_FLOOR
     left = video.latents - out.video * (video.timesteps / 1000)[:, None, :, None, None]
     assert noisy.any() and out.video.isfinite().all()
-    torch.testing.assert_close(left[:, :, noisy], made[:, :, noisy])
+    torch.testing.assert_close(left[:, :, noisy], expected[:, :, noisy])
 
 
 @torch.inference_mode()

@@ -34,7 +34,8 @@ def test_the_wheel_works_from_another_directory(wheel: Path, tmp_path: Path) -> 
     zipfile.ZipFile(wheel).extractall(site)
     code = (
         f"import sys; sys.path.insert(0, {str(site)!r}); from uniavgen_cli.cli import main;"
-        "from uniavgen_cli.config import presets_dir, weights_dir; print(presets_dir(), weights_dir());"
+        "from uniavgen_cli.config import presets_dir, shipped_weights_dir;"
+        "print(presets_dir(), shipped_weights_dir());"
         "sys.exit(main(['presets', 'show', 'nano-joint']))"
     )
     done = subprocess.run(

@@ -35,7 +35,7 @@ def test_a_preset_fits_the_classes_it_configures(name: str) -> None:
     assert max(model.interaction_blocks) < model.num_blocks
     assert preset.sampling.skip_block is None or preset.sampling.skip_block < model.num_blocks
     if preset.weights == "nano":  # the released checkpoint's codecs are configured by its own files
-        assert VideoVAEConfig(**preset.video_vae).latent_channels == 32
+        assert VideoVAEConfig(**preset.video_vae).latent_channels == 256
         assert CaptionConfig(**preset.caption).dim == 128
         assert VocoderConfig(**preset.vocoder).num_blocks > 0
 
@@ -44,7 +44,8 @@ def test_a_preset_fits_the_classes_it_configures(name: str) -> None:
 def test_a_training_preset_derives_from_nano_and_only_adds_its_recipe(name: str) -> None:
     nano, preset = load_preset("nano"), load_preset(name)
     assert preset.extends in NAMES and preset.extends.startswith("nano")
-    assert preset.train is not None and preset.train["part"] and preset.train["steps"] > 0
+    assert preset.train is not None and preset.train["part"]
+    assert preset.train.get("steps") or name == "nano-vae"  # which is fitted
     same = {"name", "about", "extends", "train"}
     assert preset.model_dump(exclude=same) == nano.model_dump(exclude=same)
 
@@ -55,7 +56,7 @@ def test_what_derives_from_the_released_preset_differs_in_memory_or_sampling_alo
         values = load_preset(name).model_dump()
         assert values["extends"] == "uniavgen"
         changed = {key for key in values if values[key] != released[key]} - {"name", "about", "extends"}
-        assert changed <= {"clip", "sampling", "runtime"}, name
+        assert changed <= {"clip", "sampling", "runtime", "train"}, name
     draft = load_preset("uniavgen-draft")
     assert draft.sampling.steps < load_preset("uniavgen").sampling.steps and draft.sampling.guidance_to < 1
 

@@ -78,3 +78,15 @@ def test_silence_is_heard_as_nothing_that_was_said() -> None:
     with torch.no_grad():
         untrained.head.bias[0] = 100.0
     assert phoneme_error_rate(np.zeros(24_000, np.float32), spoken.phonemes, untrained) == 1.0
+
+
+def test_what_is_heard_has_its_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        r, "best_path", lambda scores: [0] * 10 + [M] * 5 + [AI] * 20 + [M] * (len(scores) - 35)
+    )
+    torch.manual_seed(0)
+    heard = r.Recogniser(TINY).eval().hear_timed(np.zeros(12_000, np.float32))
+    assert [p.symbol for p in heard] == ["pause", "m", "aɪ", "m"]
+    assert [(p.start_s, p.end_s) for p in heard] == [
+        pytest.approx(span) for span in ((0, 0.1), (0.1, 0.15), (0.15, 0.35), (0.35, 0.5))
+    ]

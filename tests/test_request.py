@@ -11,7 +11,8 @@ import pytest
 import soundfile
 
 from uniavgen_cli.config import Preset, load_preset
-from uniavgen_cli.engine.request import MAX_SPEED_UP, Request, check, split_prompt
+from uniavgen_cli.engine.request import Request, check, split_prompt
+from uniavgen_cli.engine.speech import MAX_SPEED_UP
 from uniavgen_cli.engine.tasks import TASKS
 from uniavgen_cli.errors import InputError, UsageError
 from uniavgen_cli.media.video import write_clip
@@ -81,15 +82,42 @@ def test_duration_pads_and_presses(nano: Preset) -> None:
         check(Request(task="generate", prompt=text, duration_s=0.5 * spoken_s), nano)
 
 
-def test_too_long_is_one_line_with_the_figures(
+def test_what_one_window_does_not_hold_is_made_in_several(
     nano: Preset, tmp_path: Path, picture: Path, video: Path
 ) -> None:
-    with pytest.raises(InputError, match=r"takes 7.00 s .* holds 5.06 s"):
-        check(Request(task="animate", face=picture, sound=sound(tmp_path / "s.wav", 7)), nano)
-    with pytest.raises(InputError, match="--duration takes 9.00 s"):
-        check(Request(task="generate", prompt="a man", duration_s=9), nano)
-    with pytest.raises(InputError, match="2.31 s are the given clip's end"):
-        check(Request(task="continue", video=video, duration_s=4), nano)
+    plan = check(Request(task="animate", face=picture, sound=sound(tmp_path / "s.wav", 7)), nano)
+    assert plan.num_frames == 112 and [window.end for window in plan.windows] == [81, 112]
+    assert plan.row_of(0) is TASKS["animate"] and plan.row_of(1) is TASKS["animate-on"]
+    plan = check(Request(task="generate", prompt="a man", duration_s=60, voice=video), nano)
+    assert plan.num_frames == 960 and len(plan.windows) == 21
+    assert plan.row_of(0) is TASKS["generate-voice"] and plan.row_of(20) is TASKS["continue"]
+    plan = check(Request(task="continue", video=video, duration_s=4), nano)
+    assert plan.windows[0].first_new == 37 and plan.windows[-1].end == plan.num_frames == 37 + 64
+
+
+def test_long_speech_is_shared_out_and_sets_the_length(nano: Preset) -> None:
+    text = "We open at nine, and we close at five. Please leave your coats by the door. " * 3
+    plan = check(Request(task="generate", prompt="a man", speech=text), nano)
+    assert plan.duration_s == pytest.approx(plan.spoken.end_s + 0.3, abs=1 / 16)
+    said = [plan.said_in(window) for window in plan.windows]
+    assert len(said) > 3 and said[0].text.startswith("We open at nine") and said[-1].text.endswith("door.")
+    pauses = plan.spoken.pauses()
+    inside = [any(a <= w.end / 16 <= b for a, b in pauses) for w in plan.windows[:-1]]
+    assert sum(inside) > len(inside) / 2  # most borders are in pauses
+
+
+def test_only_the_limit_on_seconds_is_left(nano: Preset, tmp_path: Path, picture: Path) -> None:
+    endless = Request(task="generate", prompt="a man", duration_s=4000)
+    with pytest.raises(InputError, match="--duration has 4,000 seconds, and at most 3,600 are taken"):
+        check(endless, nano)
+    assert len(check(replace(endless, unlimited=True), nano).windows) > 1000
+    with pytest.raises(InputError, match="the speech has .* seconds, and at most 3,600 are taken"):
+        check(Request(task="generate", prompt="a man", speech="many words and more " * 4900), nano)
+
+
+def test_a_text_too_long_for_a_dub_is_refused_with_the_figures(nano: Preset, video: Path) -> None:
+    with pytest.raises(InputError, match=r"takes [\d.]+ s and there is room for 2.75 s, .* \(at most 1.3\)"):
+        check(Request(task="dub", video=video, speech="Far too many words to say. " * 4), nano)
 
 
 def test_animate_keeps_the_sounds_length_and_the_pictures_shape(

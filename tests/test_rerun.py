@@ -38,6 +38,7 @@ def run(
     cv2.imwrite("face.png", picture)
     soundfile.write("speech.wav", tone, 24_000)
     write_clip("talk.mp4", np.stack([picture] * 16), tone, 16, 24_000)
+    Path("talk.srt").write_text("1\n00:00:00,000 --> 00:00:01,000\nHello.\n")
 
     def call(*arguments: str) -> tuple[int, str, str]:
         code = main(list(arguments))
@@ -58,6 +59,7 @@ COMMANDS = [
     ("generate", "--prompt", "A woman", "--duration", "0.5", "--set", "sampling.shift=3", "--size", "96x64"),
     ("dub", "talk.mp4", "--speech", "Hello.", "--keep-sound"),
     ("animate", "face.png", "speech.wav"),
+    ("dub", "talk.mp4", "--subtitles", "talk.srt"),
     ("continue", "talk.mp4", "--duration", "0.5"),
 ]
 

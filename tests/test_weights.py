@@ -403,6 +403,19 @@ def test_what_can_not_be_done_is_one_line(
     assert (ended, out) == (code, "") and said in err.splitlines()[-1]
 
 
+def test_a_folder_of_ones_own_hides_nothing_that_came_with_the_package(run: Run, tmp_path: Path) -> None:
+    def listed() -> dict[str, dict]:
+        return {row["name"]: row for row in json.loads(run("list", "--json")[1])["weights"]}
+
+    assert listed()["nano"]["path"] == str(ROOT / "weights" / "nano")
+    assert run("path", "nano")[1].strip() == str(ROOT / "weights" / "nano")
+    mine = tmp_path / "weights" / "nano"
+    shutil.copytree(ROOT / "weights" / "nano", mine)
+    assert listed()["nano"]["path"] == str(mine)
+    assert run("remove", "nano", "--yes")[0] == 0 and not mine.exists()
+    assert listed()["nano"]["installed"] and (ROOT / "weights" / "nano").is_dir()
+
+
 def test_files_cut_short_are_found_without_checksums(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "weights" / "nano", tmp_path / "nano")
     weights.check_whole(tmp_path / "nano")

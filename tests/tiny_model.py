@@ -21,10 +21,7 @@ SIZES = {
         "num_blocks": 2, "interaction_blocks": [0], "freq_dim": 16, "caption_dim": 8, "caption_tokens": 12,
         "speech_text_dim": 16, "speech_conv_blocks": 1, "video_latent_channels": 4,
     },
-    "video_vae": {
-        "latent_channels": 4, "widths": [16, 16, 16],
-        "encoder_blocks": [1, 1, 1], "decoder_blocks": [1, 1, 1],
-    },
+    "video_vae": {"latent_channels": 4},
     "vocoder": {"dim": 16, "num_blocks": 1},
     "caption": {"tokens": 12, "dim": 8, "num_layers": 1, "num_heads": 2},
     "sampling": {"steps": 2, "skip_block": 1},

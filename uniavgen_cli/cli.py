@@ -14,7 +14,9 @@ from uniavgen_cli.commands import _output, batch, data, doctor, info, plan, pres
 from uniavgen_cli.commands.animate import animate
 from uniavgen_cli.commands.continue_ import continue_
 from uniavgen_cli.commands.dub import dub
+from uniavgen_cli.commands.eval import eval_
 from uniavgen_cli.commands.generate import generate
+from uniavgen_cli.commands.prepare import prepare
 from uniavgen_cli.errors import Interrupted, UniAVGenError, UsageError, known
 
 app = typer.Typer(
@@ -61,7 +63,9 @@ app.command("plan")(plan.plan)
 app.add_typer(presets.app, name="presets")
 app.add_typer(weights.app, name="weights")
 app.add_typer(data.app, name="data")
+app.command("prepare")(prepare)
 app.command("train")(train.train)
+app.command("eval")(eval_)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

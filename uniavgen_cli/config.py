@@ -3,6 +3,7 @@
 import difflib
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from os.path import isdir, isfile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -91,11 +92,11 @@ class Runtime(_Section):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     attention: Literal["auto", "sdpa", "xformers"] = "auto"
-    memory: Literal["auto", "resident", "encoder-first", "tiled", "streamed"] = "auto"
+    memory: Literal["auto", "resident", "encoder-first", "tiled", "8-bit", "streamed"] = "auto"
 
 
 class Preset(_Section):
-    """One size of the model: its configuration, its weights and how it samples.
+    """One size of the model: its configuration, its weights, adapters for them, and how it samples.
 
     `model`, `video_vae`, `vocoder` and `caption` are the keyword arguments of their config dataclasses;
     `layout` says how the files of its weights are named, and with that which classes read them. `train` is
@@ -106,6 +107,7 @@ class Preset(_Section):
     about: str
     extends: str | None = None
     weights: str
+    lora: str | None = None
     layout: Literal["nano", "released"] = "nano"
     needs_face: bool
     needs_voice_text: bool = False  # a given voice is listened to with its words alone, all of it
@@ -126,14 +128,36 @@ def presets_dir() -> Path:
 
 
 def weights_dir() -> Path:
-    """The folder that holds one folder of weights a name; UNIAVGEN_WEIGHTS names another."""
-    elsewhere = os.environ.get("UNIAVGEN_WEIGHTS")
-    return Path(elsewhere).expanduser() if elsewhere else _resources("weights")
+    """The user's folder of weights, one folder a set, where sets are pulled to.
+
+    UNIAVGEN_WEIGHTS names it; by default it is where data of a user's programs belong (the XDG base
+    directories): a package's own folder may not be writable, and goes when the package does.
+    """
+    if elsewhere := os.environ.get("UNIAVGEN_WEIGHTS"):
+        return Path(elsewhere).expanduser()
+    data = Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser()
+    return data / "uniavgen" / "weights"
+
+
+def shipped_weights_dir() -> Path:
+    """The folder of the weights that come with the package, and of the registry."""
+    return _resources("weights")
+
+
+def find_weights(name: str) -> Path:
+    """A set, or a file of one, by its path under a folder of weights: the user's own, else what was shipped.
+
+    Where neither has it, the path where the user's would be.
+    """
+    places = [folder / name for folder in (weights_dir(), shipped_weights_dir())]
+    # isfile and isdir are False as well for a name that no file can have
+    there = (path for path in places if isfile(path) or (isdir(path) and any(path.iterdir())))
+    return next(there, places[0])
 
 
 def registry_path() -> Path:
     """The file that names the sets of weights there are, wherever the weights themselves lie."""
-    return _resources("weights") / "registry.yaml"
+    return shipped_weights_dir() / "registry.yaml"
 
 
 def _resources(name: str) -> Path:
@@ -168,13 +192,13 @@ def load_preset(name_or_path: str | Path = DEFAULT_PRESET, overrides: Sequence[s
 
 
 def weights_folder(preset: Preset) -> Path:
-    """The folder of the preset's weights: a path, or a name under `weights_dir`. WeightsError without any."""
+    """The folder of the preset's weights: a path, or the name of a set. WeightsError without any."""
     folder = Path(preset.weights)
-    if not folder.is_dir():
-        folder = weights_dir() / preset.weights
-    if not any(folder.glob("*.safetensors")):
+    if not isdir(folder):
+        folder = find_weights(preset.weights)
+    if not (isdir(folder) and any(folder.glob("*.safetensors"))):
         hint = (
-            "set UNIAVGEN_WEIGHTS to the folder they are in"
+            "they come with the package: install it again"
             if preset.weights == DEFAULT_PRESET
             else f"fetch them with `uniavgen weights pull {preset.weights}`, or use --preset nano"
         )
@@ -200,6 +224,10 @@ def weights_files(preset: Preset) -> dict[str, Path]:
                 else "install them again",
             )
         files[part] = found[0]
+    if preset.lora is not None and not isfile(preset.lora):
+        raise WeightsError(
+            f"there is no LoRA {preset.lora}", "check its name; `uniavgen train --lora` makes one"
+        )
     return files
 
 
@@ -242,7 +270,7 @@ def _find(name_or_path: str | Path) -> Path:
     text = str(name_or_path)
     if text.endswith((".yaml", ".yml")) or os.sep in text:
         path = Path(text).expanduser()
-        if not path.is_file():
+        if not isfile(path):
             raise UsageError(
                 f"preset file {text} does not exist", "`uniavgen presets list` names the built-in ones"
             )

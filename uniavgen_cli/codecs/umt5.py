@@ -49,13 +49,15 @@ class UMT5Captions:
         dim: int,
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
+        load: Callable[..., None] = load_weights,
     ) -> None:
         """The encoder in the original .pth at `path` or in a folder of transformers, and a tokenizer folder.
 
-        Nothing is loaded yet, but all is looked at: raises WeightsError for files that don't fit.
+        `load` fills it, called as `load_weights` is. Nothing is loaded yet, but all is looked at: raises
+        WeightsError for files that don't fit.
         """
         self.tokens = tokens
-        self._device, self._dtype = device, dtype
+        self._device, self._dtype, self._load = device, dtype, load
         self._weights, config, self._file_key = open_encoder(path)
         self._config = config
         check_weights(self._empty(), self._weights, self._file_key)
@@ -121,7 +123,7 @@ class UMT5Captions:
 
     def _loaded(self) -> "UMT5EncoderModel":
         model = self._empty()
-        load_weights(
+        self._load(
             model,
             self._weights,
             device=self._device,

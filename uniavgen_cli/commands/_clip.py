@@ -1,12 +1,13 @@
 """The way of all four clip commands: check everything, load the engine, make and write each take."""
 
 import itertools
+import json
 import logging
 import random
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from uniavgen_cli.errors import InputError, Interrupted, OutputError
 
 if TYPE_CHECKING:
     from uniavgen_cli.config import Preset
-    from uniavgen_cli.engine.engine import Clip
+    from uniavgen_cli.engine.engine import Clip, Engine
     from uniavgen_cli.engine.request import Plan, Request
 
 logger = logging.getLogger(__name__)
@@ -54,14 +55,14 @@ def produce(
     paths = output_paths(request, common)
     weights_files(preset)
     with _output.progress(quiet=common.quiet) as progress:
-        clips = _make(plan, paths, common.overwrite, progress, earlier)
+        clips = _make(plan, paths, common, progress, earlier)
     _report(common, request, preset, clips)
 
 
 def _make(
     plan: "Plan",
     paths: list[Path],
-    overwrite: bool,
+    common: Common,
     progress: _output.ProgressCallback,
     earlier: Mapping[str, Any] | None,
 ) -> list[dict[str, Any]]:
@@ -73,19 +74,53 @@ def _make(
     progress("loading", 1, 1)
     loading_s = time.perf_counter() - started
     clips: list[dict[str, Any]] = []
+    first_seed = plan.request.seed
+    # a clip of this command that was stopped has had one
+    if common.seed is None and len(paths) == common.best_of == 1:
+        begun = engine.seed_begun(plan, paths[0].parent)
+        first_seed = first_seed if begun is None else begun
     try:
         for take, path in enumerate(paths):
-            seed = plan.request.seed + take
-            clip = engine.run(replace(plan, request=replace(plan.request, seed=seed)), progress=progress)
+            seeds = range(first_seed + take * common.best_of, first_seed + (take + 1) * common.best_of)
+            clip, scores = _best(engine, plan, seeds, path.parent, progress)
             if earlier is not None:
                 clip = _as_earlier(clip, earlier)
             timings = {"loading": loading_s if take == 0 else 0.0, **clip.timings}
-            clips.append(_write(clip, path, overwrite, progress, timings))
-    except KeyboardInterrupt:
+            clips.append(_write(clip, path, common.overwrite, progress, timings) | scores)
+            clip.close()
+    except (KeyboardInterrupt, Interrupted) as stopped:
         if not clips:
             raise
-        raise Interrupted("interrupted", f"kept {', '.join(clip['path'] for clip in clips)}") from None
+        kept = f"kept {', '.join(clip['path'] for clip in clips)}"
+        hint = getattr(stopped, "hint", "")  # which windows of a long clip are kept
+        raise Interrupted("interrupted", f"{kept}; {hint}" if hint else kept) from None
     return clips
+
+
+def _best(
+    engine: "Engine", plan: "Plan", seeds: Sequence[int], folder: Path, progress: _output.ProgressCallback
+) -> tuple["Clip", dict[str, Any]]:
+    """The best clip of some seeds, by what can be measured of each, and that; one alone isn't measured."""
+
+    def make(seed: int) -> "Clip":
+        seeded = replace(plan, request=replace(plan.request, seed=seed))
+        return engine.run(seeded, progress=progress, keep_in=folder)
+
+    best = make(seeds[0])
+    if len(seeds) == 1:
+        return best, {}
+    from uniavgen_cli.evaluation.instruments import load_instruments
+    from uniavgen_cli.evaluation.takes import score_take
+
+    instruments = load_instruments()
+    scores = [{"seed": seeds[0], **score_take(best, instruments)}]
+    for seed in seeds[1:]:
+        clip = make(seed)
+        scores.append({"seed": seed, **score_take(clip, instruments)})
+        if scores[-1]["score"] > max(score["score"] for score in scores[:-1]):
+            best, clip = clip, best
+        clip.close()
+    return best, {"best_of": scores}
 
 
 def _as_earlier(clip: "Clip", earlier: Mapping[str, Any]) -> "Clip":
@@ -126,6 +161,7 @@ def _write(
         "fps": round(written.video.fps, 3),
         "bytes": path.stat().st_size,
         "timings": {stage: round(seconds, 3) for stage, seconds in timings.items()},
+        **({"windows": clip.reel.drift.report()} if len(clip.plan.windows) > 1 else {}),
     }
 
 
@@ -135,7 +171,8 @@ def _report(common: Common, request: "Request", preset: "Preset", clips: list[di
             {
                 "task": request.task,
                 "preset": preset.name,
-                "seed": request.seed,
+                # a clip that was stopped and taken up again has the seed it had then
+                "seed": request.seed if common.best_of > 1 else clips[0]["seed"],
                 "paths": [clip["path"] for clip in clips],
                 "clips": clips,
                 "warnings": _output.warnings_seen(),
@@ -145,9 +182,10 @@ def _report(common: Common, request: "Request", preset: "Preset", clips: list[di
     for clip in clips:
         _output.data(clip["path"])
         if not common.quiet:
+            chosen = f" (best of {len(clip['best_of'])})" if "best_of" in clip else ""
             timings = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in clip["timings"].items())
             _output.note(
-                f"{clip['seconds']:.2f} s at {clip['width']}x{clip['height']}, seed {clip['seed']}, "
+                f"{clip['seconds']:.2f} s at {clip['width']}x{clip['height']}, seed {clip['seed']}{chosen}, "
                 f"made in {sum(clip['timings'].values()):.1f} s ({timings})"
             )
 
@@ -193,7 +231,9 @@ def _check_output(path: Path, common: Common, request: "Request") -> None:
 
     if path.is_dir():
         raise OutputError(f"the output {path} is a folder", "name a file in it, such as clip.mp4")
-    given = [file for file in (request.face, request.voice, request.video, request.sound) if file is not None]
+    from uniavgen_cli.engine.provenance import given_files
+
+    given = given_files(request).values()
     if any(path.exists() and path.samefile(file) for file in given):
         raise OutputError(f"the output {path} is also the input", "name another file with -o")
     if path.suffix.lower() == ".mp4" and (other := container(request)) != ".mp4":
@@ -214,4 +254,7 @@ def _check_output(path: Path, common: Common, request: "Request") -> None:
 
 
 def _overrides(common: Common) -> list[str]:
-    return [*common.set, *([f"runtime.attention={common.attention}"] if common.attention else [])]
+    attention = [f"runtime.attention={common.attention}"] if common.attention else []
+    # quoted: a name may be anything, and --set reads YAML
+    lora = [f"lora={json.dumps(str(common.lora))}"] if common.lora else []
+    return [*common.set, *attention, *lora]

@@ -67,12 +67,20 @@ SizeOption = Annotated[
 TakesOption = Annotated[
     int, Option("--takes", "-n", help="How many clips to make, each with the next seed.", min=1, metavar="N")
 ]
+BestOfOption = Annotated[
+    int,
+    Option("--best-of", help="Make so many of each take, and keep the best by measure.", min=1, metavar="N"),
+]
 SetOption = Annotated[
     list[str] | None,
     Option("--set", help="Change any key of the preset; may be repeated.", metavar="KEY=VALUE"),
 ]
 AttentionOption = Annotated[
     str | None, Option("--attention", help="Attention backend: auto, sdpa or xformers.", metavar="NAME")
+]
+LoraOption = Annotated[
+    Path | None,
+    Option("--lora", help="Adapters that `uniavgen train --lora` made for this preset.", metavar="FILE"),
 ]
 PrivateOption = Annotated[
     bool,
@@ -98,6 +106,8 @@ class Common:
     takes: int
     private: bool = False
     unlimited: bool = False
+    lora: Path | None = None
+    best_of: int = 1
     set: list[str] = field(default_factory=list)
     attention: str | None
     json: bool

@@ -16,6 +16,10 @@ def dub(
     voice: o.VoiceOption = None,
     voice_text: o.VoiceTextOption = None,
     language: o.LanguageOption = "auto",
+    subtitles: Annotated[
+        Path | None,
+        o.Option("--subtitles", help="A .srt or .vtt file: each line is spoken in its time.", metavar="FILE"),
+    ] = None,
     keep_sound: Annotated[
         bool, o.Option("--keep-sound", help="Mix the speech over the video's own sound.")
     ] = False,
@@ -27,10 +31,12 @@ def dub(
     steps: o.StepsOption = None,
     size: o.SizeOption = None,
     takes: o.TakesOption = 1,
+    best_of: o.BestOfOption = 1,
     face_index: o.FaceIndexOption = 0,
     require_face: o.RequireFaceOption = False,
     private: o.PrivateOption = False,
     unlimited: o.UnlimitedOption = False,
+    lora: o.LoraOption = None,
     set: o.SetOption = None,
     json: o.JsonOption = False,
     quiet: o.QuietOption = False,
@@ -38,13 +44,13 @@ def dub(
 ) -> None:
     """Give a video a new voice, in time with its lips.
 
-    Without --speech the lips alone decide what is heard. Without --voice the voice is the video's own, when
-    it has sound.
+    Without --speech or --subtitles the lips alone decide what is heard. Without --voice the voice is the
+    video's own, when it has sound.
 
     \b
     Examples:
       uniavgen dub talk.mp4 --speech "We are closed on Sundays."
-      uniavgen dub talk.mp4 --speech @words.txt --voice sample.wav -o dubbed.mp4
+      uniavgen dub talk.mp4 --subtitles talk.srt --voice sample.wav -o dubbed.mp4
     """
     common = o.Common.of(locals())
     if voice_text is not None and voice is None:
@@ -58,6 +64,7 @@ def dub(
         voice=voice,
         voice_text=voice_text,
         language=language,
+        subtitles=subtitles,
         keep_sound=keep_sound,
         face_index=face_index,
         require_face=require_face,

@@ -71,7 +71,7 @@ def plan(
             {
                 "mode": one.name,
                 "about": one.about,
-                "planned": not one.runs,
+                "runs": one.runs,
                 "gpu": memory.gpu_peak(counted, one),
                 "host": max(stage.host for stage in memory.stages(counted, one, device_type)),
                 "fits": memory.gpu_peak(counted, one) <= budget,
@@ -111,7 +111,7 @@ def _report(report: dict[str, Any], json: bool) -> None:
                 row["mode"],
                 gib(row["gpu"]),
                 gib(row["host"]),
-                "planned" if row["planned"] else "fits" if row["fits"] else "too much",
+                "too much" if not row["fits"] else "fits" if row["runs"] else "needs torchao",
                 row["about"],
             )
             for row in report["modes"]

@@ -25,7 +25,7 @@ def list_weights(json: o.JsonOption = False) -> None:
       uniavgen weights list
       uniavgen weights list --json
     """
-    from uniavgen_cli.config import DEFAULT_PRESET, load_preset, preset_names, weights_dir
+    from uniavgen_cli.config import DEFAULT_PRESET, load_preset, preset_names
     from uniavgen_cli.engine import weights
 
     presets: dict[str, list[str]] = {}
@@ -33,10 +33,9 @@ def list_weights(json: o.JsonOption = False) -> None:
         if preset.train is None:  # a training recipe uses its parent's weights
             presets.setdefault(preset.weights, []).append(preset.name)
     known = weights.registry()
-    here = sorted(path.name for path in weights_dir().glob("[!.]*/"))
     rows: list[dict[str, Any]] = []
-    for name in dict.fromkeys([DEFAULT_PRESET, *known, *presets, *here]):
-        folder, entry = weights_dir() / name, known.get(name)
+    for name in dict.fromkeys([DEFAULT_PRESET, *known, *presets, *weights.installed_sets()]):
+        folder, entry = weights.set_folder(name), known.get(name)
         row = {"name": name, "presets": presets.get(name, []), "path": str(folder), "installed": False}
         row |= {"licence": entry.licence, "notice": entry.notice} if entry else {}
         if files := weights.weights_files(folder):

@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from uniavgen_cli.codecs import PictureCodec
 from uniavgen_cli.codecs.mel import log_mel, normalize, peak_normalize
 from uniavgen_cli.codecs.video_vae import VideoVAE, VideoVAEConfig
 from uniavgen_cli.data.dataset import REFERENCE_TOKENS, SpeakingClip, sample_clip, sample_picture
@@ -187,7 +188,7 @@ def mel_of(samples: np.ndarray) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def picture_arrays(clip: SpeakingClip, codec: VideoVAE) -> dict[str, torch.Tensor]:
+def picture_arrays(clip: SpeakingClip, codec: PictureCodec) -> dict[str, torch.Tensor]:
     """Latents in float16, face coverage of each token and mouth coverage of each latent cell."""
     drawn = clip.draw()
     latents = codec.encode(frames_of(drawn.frames))[0].transpose(0, 1)

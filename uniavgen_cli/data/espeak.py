@@ -1,9 +1,9 @@
 """A process of its own around the espeak-ng library: phoneme times, and for training data samples too.
 
 Run as a script with `time` or `speak`. Each line of standard input is one JSON request {voice, rate, pitch,
-range, text}; each answer is one JSON line {phonemes: [[symbol, start_ms], ...], end_ms, num_bytes} or
-{error}, followed by num_bytes of 16-bit mono samples at 22050 Hz. A `time` process looks at no sample: its
-num_bytes is always 0.
+range, text}; each answer is one JSON line {phonemes: [[symbol, start_ms], ...], words: [[place in the text,
+start_ms], ...], end_ms, num_bytes} or {error}, followed by num_bytes of 16-bit mono samples at 22050 Hz. A
+`time` process looks at no sample: its num_bytes is always 0.
 
 espeak-ng is GPLv3, so it is loaded here and never into the program itself. It is exactly repeatable only in a
 fresh state; every request is answered by a fork of the just-loaded library, where the system can fork.
@@ -21,7 +21,7 @@ _PHONEME_EVENTS_IN_IPA = 1 | 2
 _DO_NOT_EXIT = 0x8000
 _UTF8 = 1
 _RATE, _PITCH, _RANGE = 1, 3, 4  # espeak_PARAMETER
-_LAST, _PHONEME = 0, 7  # espeak_EVENT_TYPE
+_LAST, _WORD, _PHONEME = 0, 1, 7  # espeak_EVENT_TYPE
 
 
 class _Event(ctypes.Structure):
@@ -58,6 +58,7 @@ def load() -> ctypes.CDLL:
 def answer(library: ctypes.CDLL, request: dict[str, Any], with_samples: bool) -> tuple[dict[str, Any], bytes]:
     """One request's phonemes and end, and its samples when `with_samples`, else no byte."""
     phonemes: list[tuple[str, int]] = []
+    words: list[tuple[int, int]] = []
     samples = bytearray()
     num_samples = 0
 
@@ -70,6 +71,8 @@ def answer(library: ctypes.CDLL, request: dict[str, Any], with_samples: bool) ->
         while events[index].type != _LAST:
             if events[index].type == _PHONEME:
                 phonemes.append((events[index].id.decode(), events[index].audio_position_ms))
+            elif events[index].type == _WORD:
+                words.append((events[index].text_position - 1, events[index].audio_position_ms))
             index += 1
         return 0
 
@@ -86,7 +89,8 @@ def answer(library: ctypes.CDLL, request: dict[str, Any], with_samples: bool) ->
     if code != 0:
         return {"error": f"espeak-ng could not say the text (code {code})"}, b""
     end_ms = round(num_samples / 22.05)
-    return {"phonemes": phonemes, "end_ms": end_ms, "num_bytes": len(samples)}, bytes(samples)
+    header = {"phonemes": phonemes, "words": words, "end_ms": end_ms, "num_bytes": len(samples)}
+    return header, bytes(samples)
 
 
 def write(output: BinaryIO, header: dict[str, Any], samples: bytes) -> None:

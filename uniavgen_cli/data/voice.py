@@ -22,7 +22,7 @@ from uniavgen_cli.errors import InputError, UniAVGenError
 __all__ = [
     "PHONEMES", "PROSODY", "SAMPLE_RATE", "VOICES", "Prosody", "Spoken", "TimedPhoneme", "Voice",
     "check_sayable", "mouth_track", "place_phonemes", "retime", "sample_sentence", "sample_voice", "speak",
-    "time_phonemes",
+    "time_phonemes", "time_speech",
 ]  # fmt: skip
 
 SAMPLE_RATE = 24_000
@@ -147,13 +147,23 @@ def time_phonemes(
 
     Raises InputError when the text has nothing that can be said in English.
     """
+    return time_speech(text, voice, emotion, rate)[0]
+
+
+def time_speech(
+    text: str, voice: Voice = VOICES[0], emotion: str = "neutral", rate: float = 1.0
+) -> tuple[tuple[TimedPhoneme, ...], tuple[tuple[int, float], ...]]:
+    """As `time_phonemes`, and for each word its place in the text (single spaces) and when it begins.
+
+    A number may be several words, the later ones somewhere inside it.
+    """
     check_sayable(text)
     faster = replace(voice, rate=round(voice.rate * rate))
     header, _ = _worker("time").ask(_request(text, faster, emotion))
     timed = _timed(header)
     if all(phoneme.symbol == "pause" for phoneme in timed):
         raise InputError(f"nothing can be said of the speech text {text[:40]!r}", "write English words")
-    return timed
+    return timed, tuple((place, start_ms / 1000) for place, start_ms in header["words"])
 
 
 def check_sayable(text: str) -> None:

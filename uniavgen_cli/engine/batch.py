@@ -1,8 +1,8 @@
 """Many jobs into one folder: what is done stays done, whatever ends the run. No torch in the parent process.
 
 A folder's hidden `.uniavgen` holds `journal` (for each file the content hash of its job, and its own),
-`claims` (a file for each job, locked by the process that does it: a dead owner's lock is gone) and `work`
-(where a clip grows before it is renamed into its place).
+`claims` (a file for each job, locked by the process that does it: a dead owner's lock is gone), `work` (where
+a clip grows before it is renamed into its place) and `windows` (of long clips, those made so far).
 """
 
 import ctypes
@@ -125,6 +125,18 @@ class Journal:
         finally:
             shutil.rmtree(path, ignore_errors=True)
 
+    @contextmanager
+    def windows(self, job: Job) -> Iterator[Path]:
+        """A folder for the windows of a claimed job, which stays unless the job is done."""
+        path = self._hidden / "windows" / job.name
+        path.mkdir(parents=True, exist_ok=True)
+        yield path
+        self.forget(job)
+
+    def forget(self, job: Job) -> None:
+        """Remove the windows of a job that is done."""
+        shutil.rmtree(self._hidden / "windows" / job.name, ignore_errors=True)
+
     def work_path(self, job: Job) -> Path:
         return self._hidden / "work" / job.name
 
@@ -197,11 +209,14 @@ def _do(job: Job, journal: Journal, engines: dict[str, "Engine"], number: int, w
         engine = _engine(job.plan.preset, engines, number, workers)
         if engine.weights_hash != job.weights_sha256:
             raise WeightsError("the weights have changed since the jobs were checked", "run the batch again")
-        with journal.work(job) as folder:
-            clip = engine.run(job.plan)
-            if clip.record["inputs"] != job.inputs:
-                raise InputError("a file of it has changed since it was checked", "run the batch again")
-            journal.commit(job, clip.save(folder / f"clip{Path(job.name).suffix}"))
+        with journal.work(job) as folder, journal.windows(job) as windows:
+            clip = engine.run(job.plan, keep_in=windows)
+            try:
+                if clip.record["inputs"] != job.inputs:
+                    raise InputError("a file of it has changed since it was checked", "run the batch again")
+                journal.commit(job, clip.save(folder / f"clip{Path(job.name).suffix}"))
+            finally:
+                clip.close(done=False)
     return "made"
 
 
@@ -258,6 +273,8 @@ class Batch:
             ) from None
         self.journal.prepare()
         results = [Result(job=job, status="kept") for job in self.jobs if self.journal.done(job)]
+        for result in results:
+            self.journal.forget(result.job)
         for result in results:
             self.report(result)
         done = {result.job.number for result in results}

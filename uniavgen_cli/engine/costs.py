@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from uniavgen_cli.codecs.released import import_libraries
 from uniavgen_cli.config import Preset
 from uniavgen_cli.diffusion.guidance import Guidance, Pass, batch_passes, guided
 from uniavgen_cli.diffusion.sampler import Given, State
+from uniavgen_cli.engine import eight_bit
 from uniavgen_cli.engine.counting import Counted, count, with_shapes_only, without_values
 from uniavgen_cli.engine.memory import (
     MEDIA_BYTES,
@@ -26,9 +28,9 @@ from uniavgen_cli.engine.memory import (
     gpu_peak,
     window,
 )
-from uniavgen_cli.engine.request import CONTEXT_FRAMES
 from uniavgen_cli.engine.streaming import layers_of
-from uniavgen_cli.errors import OutOfMemoryError, UsageError
+from uniavgen_cli.engine.windows import kept_frames
+from uniavgen_cli.errors import OutOfMemoryError
 from uniavgen_cli.models.state_dict import FLOAT32_PARTS
 from uniavgen_cli.models.uniavgen import Conditions, UniAVGen, UniAVGenConfig
 from uniavgen_cli.runtime import Runtime
@@ -67,6 +69,8 @@ class Codecs:
     vae: nn.Module
     vocoder: nn.Module
     read: Callable[[], Any]  # a caption
+    encoder_8bit: nn.Module
+    read_8bit: Callable[[], Any]
     encode: Callable[[Tensor], Tensor]
     decode: Callable[[Tensor], Tensor]
     vocode: Callable[[Tensor], Tensor] | None  # None: beside the VAE of its size it never decides
@@ -86,7 +90,8 @@ def cost(
     weights_dtype = dtype if device_type != "cpu" else torch.float32
     config = UniAVGenConfig(**preset.model)
     with torch.device("meta"):
-        joint = UniAVGen(config)
+        joint, joint_8bit = UniAVGen(config), UniAVGen(config)
+        eight_bit.make_room(joint_8bit, weights_dtype)
     layers = [tensor_bytes(layer, weights_dtype, FLOAT32_PARTS) for layer in layers_of(joint)]
     total = tensor_bytes(joint, weights_dtype, FLOAT32_PARTS)
     with without_values():
@@ -95,8 +100,11 @@ def cost(
         else:
             codecs = _nano(preset)
         sampling = _sampling(config, preset, spec, device_type, dtype, weights_dtype)
+        sampling_8bit = sampling  # on a CPU nobody chooses it, and counting takes a while
+        if device_type != "cpu":
+            sampling_8bit = _sampling(config, preset, spec, device_type, dtype, weights_dtype, bits=8)
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            context = padded_frames(min(CONTEXT_FRAMES, spec.num_frames))
+            context = padded_frames(kept_frames(spec.num_frames))
             frames = {"dub": spec.num_frames, "continue": context}.get(task, 1)
             given = replace(spec, num_frames=frames)
             encoding = _through_vae(codecs, given, lambda s: _frames(s, codecs))
@@ -108,17 +116,19 @@ def cost(
             return Costs(
                 joint=total,
                 joint_streamed=total - sum(layers) + 2 * max(layers),
-                joint_8bit=tensor_bytes(joint, weights_dtype, FLOAT32_PARTS, eight_bit=True),
+                joint_8bit=tensor_bytes(joint_8bit, weights_dtype, eight_bit.FLOAT32_PARTS),
                 encoder=tensor_bytes(codecs.encoder),
-                encoder_8bit=tensor_bytes(codecs.encoder, eight_bit=True),
+                encoder_8bit=tensor_bytes(codecs.encoder_8bit),
                 vae=tensor_bytes(codecs.vae),
                 vocoder=tensor_bytes(codecs.vocoder),
                 media=MEDIA_BYTES if device_type == "cpu" and frames > 1 else 0,
                 mapped=tensor_bytes(joint, torch.bfloat16, FLOAT32_PARTS) if device_type == "cpu" else 0,
                 captions=count(codecs.read).peak_bytes,
+                captions_8bit=count(codecs.read_8bit).peak_bytes,
                 encoding=encoding,
                 encoding_tiled=round(tile * encoding + 2 * frames * picture),
                 sampling=sampling.peak_bytes,
+                sampling_8bit=sampling_8bit.peak_bytes,
                 decoding=decoding,
                 decoding_tiled=round(tile * decoding + (TILE_OVERLAP + 2) * spec.num_frames * picture),
             )
@@ -138,27 +148,15 @@ def fitting_mode(preset: Preset, runtime: Runtime) -> tuple[Mode, str]:
 
 
 def tensor_bytes(
-    module: nn.Module,
-    dtype: torch.dtype | None = None,
-    float32_parts: tuple[str, ...] = (),
-    *,
-    eight_bit: bool = False,
+    module: nn.Module, dtype: torch.dtype | None = None, float32_parts: tuple[str, ...] = ()
 ) -> int:
-    """Bytes of a module's weights: as they are, or floating ones as `dtype` but for the `float32_parts`.
-
-    With `eight_bit` every matrix of a Linear is one byte a weight and one float32 scale a row.
-    """
-    matrices = {id(part.weight) for part in module.modules() if isinstance(part, nn.Linear)}
+    """Bytes of a module's weights: as they are, or floating ones as `dtype` but for the `float32_parts`."""
     total = 0
     once = {id(tensor): (name, tensor) for name, tensor in module.state_dict(keep_vars=True).items()}
     for name, tensor in once.values():  # shared ones are held once
-        kept = dtype is None or not tensor.is_floating_point()
-        held = dtype if dtype is not None and not kept else tensor.dtype
-        if not kept and any(part in name for part in float32_parts):
-            held = torch.float32
-        elif eight_bit and id(tensor) in matrices:
-            total += tensor.numel() + 4 * tensor.shape[0]
-            continue
+        held = tensor.dtype
+        if dtype is not None and tensor.is_floating_point():
+            held = torch.float32 if any(part in name for part in float32_parts) else dtype
         total += tensor.numel() * held.itemsize
     return total
 
@@ -170,10 +168,13 @@ def joint_call(
     weights_dtype: torch.dtype,
     *,
     batched: bool,
+    bits: int = 16,
 ) -> Callable[[], State]:
     """One sampling step with guidance of a picture and a text, inside `without_values`."""
     with torch.device("meta"):
         model = UniAVGen(config)
+        if bits == 8:
+            eight_bit.make_room(model, weights_dtype)
     with_shapes_only(model, lambda name, tensor: _held(name, tensor, weights_dtype))
     sampling = preset.sampling
     times = (1000.0, 500.0, 0.0)
@@ -210,9 +211,7 @@ def joint_call(
 
 
 def _held(name: str, tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
-    if not tensor.is_floating_point():
-        return tensor.dtype
-    return torch.float32 if any(part in name for part in FLOAT32_PARTS) else dtype
+    return _cast(tensor, torch.float32 if any(part in name for part in eight_bit.FLOAT32_PARTS) else dtype)
 
 
 def _sampling(
@@ -222,6 +221,8 @@ def _sampling(
     device_type: str,
     dtype: torch.dtype,
     weights_dtype: torch.dtype,
+    *,
+    bits: int = 16,
 ) -> Counted:
     counted = config
     if weights_dtype == dtype:  # else the casts that autocast keeps grow with every block
@@ -232,7 +233,7 @@ def _sampling(
     batched = batch_passes(device_type, spec.latent_frames * spec.tokens_per_frame)
     autocast = torch.autocast("cpu", dtype) if dtype != torch.float32 else nullcontext()
     with autocast:
-        one = count(joint_call(counted, preset, spec, weights_dtype, batched=batched))
+        one = count(joint_call(counted, preset, spec, weights_dtype, batched=batched, bits=bits))
     more = len(config.interaction_blocks) - len(counted.interaction_blocks)
     masks = 4 * more * spec.latent_frames * spec.tokens_per_frame * (2 if batched else 1)
     # what the loop holds beside a step: the state, what is given, the step's velocity
@@ -282,7 +283,11 @@ def _pixels(spec: ClipSpec, codecs: Codecs, preset: Preset) -> int:
 def _on_meta(build: Callable[[], nn.Module], dtype: torch.dtype) -> nn.Module:
     with torch.device("meta"):
         module = build()
-    return with_shapes_only(module, lambda _, x: dtype if x.is_floating_point() else x.dtype)
+    return with_shapes_only(module, lambda name, x: x.dtype if "row_scale" in name else _cast(x, dtype))
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
+    return dtype if tensor.is_floating_point() else tensor.dtype
 
 
 def _nano(preset: Preset) -> Codecs:
@@ -299,6 +304,8 @@ def _nano(preset: Preset) -> Codecs:
         vae=vae,
         vocoder=vocoder,
         read=lambda: encoder(tokens),
+        encoder_8bit=encoder,  # of nano's it is the joint model alone
+        read_8bit=lambda: encoder(tokens),
         encode=vae.encode,
         decode=vae.decode,
         vocode=lambda mels: vocoder(mels).pulse,
@@ -307,24 +314,29 @@ def _nano(preset: Preset) -> Codecs:
 
 
 def _released(preset: Preset, dtype: torch.dtype) -> Codecs:
-    try:
-        from diffusers import AutoencoderKLWan
-        from transformers import Qwen2_5OmniToken2WavBigVGANModel, UMT5Config, UMT5EncoderModel
-        from transformers.models.qwen2_5_omni.configuration_qwen2_5_omni import Qwen2_5OmniBigVGANConfig
-    except (ImportError, OSError, RuntimeError) as error:  # OSError: beside a torchaudio of another torch
-        raise UsageError(
-            f"counting the preset {preset.name} needs diffusers and transformers ({error})",
-            "pip install 'uniavgen[released]'",
-        ) from error
+    import_libraries(preset.name)
+    from diffusers import AutoencoderKLWan
+    from transformers import Qwen2_5OmniToken2WavBigVGANModel, UMT5Config, UMT5EncoderModel
+    from transformers.models.qwen2_5_omni.configuration_qwen2_5_omni import Qwen2_5OmniBigVGANConfig
+
     channels = preset.model["video_latent_channels"]
     wan: Any = AutoencoderKLWan  # its decorators hide that it is a module
     vae: Any = _on_meta(lambda: wan(**WAN_VAE, z_dim=channels), torch.float32)
-    encoder: Any = _on_meta(lambda: UMT5EncoderModel(UMT5Config(**UMT5_XXL)), dtype)
-    encoder.set_input_embeddings(encoder.shared)  # one tensor, as it is loaded
+
+    def umt5(bits: int, **sizes: int) -> Any:
+        def build() -> nn.Module:
+            encoder = UMT5EncoderModel(UMT5Config(**{**UMT5_XXL, **sizes}))
+            if bits == 8:
+                eight_bit.make_room(encoder, dtype)
+            return encoder
+
+        encoder: Any = _on_meta(build, dtype)
+        encoder.set_input_embeddings(encoder.shared)  # one tensor, as it is loaded
+        return encoder
+
     vocoder: Any = _on_meta(
         lambda: Qwen2_5OmniToken2WavBigVGANModel(Qwen2_5OmniBigVGANConfig()), torch.float32
     )
-    layers: Any = _on_meta(lambda: UMT5EncoderModel(UMT5Config(**{**UMT5_XXL, "num_layers": 2})), dtype)
     ids = torch.empty(1, preset.caption["tokens"], dtype=torch.int64)
 
     def plain(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -334,13 +346,19 @@ def _released(preset: Preset, dtype: torch.dtype) -> Codecs:
 
         return inside
 
+    def reader(bits: int) -> Callable[..., Any]:
+        few = umt5(bits, num_layers=2)
+        return plain(
+            lambda: few(input_ids=ids, attention_mask=torch.empty_like(ids)).last_hidden_state.float()
+        )
+
     return Codecs(
-        encoder=encoder,
+        encoder=umt5(16),
         vae=vae,
         vocoder=vocoder,
-        read=plain(
-            lambda: layers(input_ids=ids, attention_mask=torch.empty_like(ids)).last_hidden_state.float()
-        ),
+        read=reader(16),
+        encoder_8bit=umt5(8),
+        read_8bit=reader(8),
         encode=plain(lambda frames: vae.encode(frames).latent_dist.mode()),
         decode=plain(lambda latents: vae.decode(latents).sample.clamp(-1, 1)),
         vocode=None,

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 
@@ -21,13 +20,16 @@ from uniavgen_cli.diffusion.guidance import Guidance, Pass, batch_passes, guided
 from uniavgen_cli.diffusion.sampler import State, noise, sample
 from uniavgen_cli.diffusion.schedule import timesteps
 from uniavgen_cli.engine import memory, provenance
-from uniavgen_cli.engine.conditions import Prepared, prepare
+from uniavgen_cli.engine.conditions import Prepared, Preparer
+from uniavgen_cli.engine.reel import Reel
 from uniavgen_cli.engine.request import Plan, Request, check
+from uniavgen_cli.engine.steady import steadied
+from uniavgen_cli.engine.store import Store, kept_seed, key_of
 from uniavgen_cli.engine.weights import weights_sha256
-from uniavgen_cli.errors import OutOfMemoryError
+from uniavgen_cli.errors import Interrupted, OutOfMemoryError
 from uniavgen_cli.media.limits import lifted
 from uniavgen_cli.media.video import write_animated, write_clip, write_continued, write_dub
-from uniavgen_cli.models.state_dict import load_module
+from uniavgen_cli.models.lora import add_lora
 from uniavgen_cli.models.uniavgen import UniAVGen, UniAVGenConfig
 from uniavgen_cli.runtime import Runtime, choose
 
@@ -42,17 +44,26 @@ def silent(stage: str, done: int, total: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """What was made: frames (n, h, w, 3) uint8 at `fps`, samples (m,) float32 at `sample_rate`.
+    """What was made: `frames` (n, h, w, 3) uint8 at `fps`, `samples` (m,) float32 at `sample_rate`.
 
     For `dub` the frames are the model's view of the given ones and the file keeps the given packets; for
     `animate` the file keeps the given sound; for `continue` these are the new part alone, the file has both.
+    A clip of several windows is decoded as it is written, and its arrays each time they are asked for.
     """
 
     plan: Plan
-    frames: np.ndarray
-    samples: np.ndarray
+    reel: Reel
     record: dict[str, Any]
     timings: dict[str, float]
+    store: Store | None = None  # of a clip of several windows
+
+    @property
+    def frames(self) -> np.ndarray:
+        return self.reel.all_frames()
+
+    @property
+    def samples(self) -> np.ndarray:
+        return self.reel.all_sound()
 
     @property
     def fps(self) -> int:
@@ -64,15 +75,15 @@ class Clip:
 
     @property
     def num_frames(self) -> int:
-        return len(self.frames)
+        return self.plan.num_frames - self.plan.context_frames
 
     @property
     def height(self) -> int:
-        return self.frames.shape[1]
+        return self.plan.out_height
 
     @property
     def width(self) -> int:
-        return self.frames.shape[2]
+        return self.plan.out_width
 
     @property
     def duration_s(self) -> float:
@@ -80,31 +91,29 @@ class Clip:
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the clip, whole or not at all, with how it was made in its metadata. Raises OutputError."""
-        with lifted(self.plan.request.unlimited):
+        with lifted(self.plan.request.unlimited), _interruptible(self.store, self.plan):
             return self._write(path, provenance.to_tags(self.record), overwrite)
 
+    def close(self, *, done: bool = True) -> None:
+        """Let go of the windows it was made in; when not `done`, they stay where a later run finds them."""
+        if self.store is not None:
+            self.store.close(done=done)
+
     def _write(self, path: str | Path, tags: dict[str, str], overwrite: bool) -> Path:
-        request = self.plan.request
+        request, reel, rate, count = self.plan.request, self.reel, self.sample_rate, self.num_frames
         if request.task == "dub":
             assert request.video is not None
-            return write_dub(
-                path,
-                request.video,
-                self.samples,
-                self.sample_rate,
-                tags,
-                overwrite,
-                keep_sound=request.keep_sound,
-            )
+            keep = request.keep_sound
+            return write_dub(path, request.video, reel.sound(), rate, tags, overwrite, keep_sound=keep)
         if request.task == "animate":
             assert request.sound is not None
-            return write_animated(path, self.frames, request.sound, self.fps, tags, overwrite)
+            return write_animated(path, reel.frames(), request.sound, self.fps, tags, overwrite, count)
         if request.task == "continue":
             assert request.video is not None
             return write_continued(
-                path, request.video, self.frames, self.samples, self.fps, self.sample_rate, tags, overwrite
+                path, request.video, reel.frames(), reel.sound(), self.fps, rate, tags, overwrite, count
             )
-        return write_clip(path, self.frames, self.samples, self.fps, self.sample_rate, tags, overwrite)
+        return write_clip(path, reel.frames(), reel.sound(), self.fps, rate, tags, overwrite, count)
 
 
 class Engine:
@@ -149,12 +158,18 @@ class Engine:
             memory.give_back_freed()
         mode, why = memory.mode_for(preset, runtime)
         logger.info("memory mode %s: %s", mode.name, why)
+        load = memory.loader(mode)
         parts: dict[str, Any]
         if preset.layout == "released":
             from uniavgen_cli.codecs.released import load_codecs  # diffusers and transformers
 
             parts = load_codecs(
-                preset, files, device=device, dtype=dtype, captions_device=memory.encoder_home(mode, device)
+                preset,
+                files,
+                device=device,
+                dtype=dtype,
+                captions_device=memory.encoder_home(mode, device),
+                load_captions=load,
             )
             memory.tile(parts["video_vae"], mode)
             if mode.encoder == "stays" and device != "cpu":
@@ -165,12 +180,11 @@ class Engine:
                 "vocoder": Vocoder.load(files["vocoder"], VocoderConfig(**preset.vocoder)).to(device),
                 "captions": CaptionEncoder.load(files["caption"], CaptionConfig(**preset.caption)),
             }
-        model = load_module(
-            lambda: UniAVGen(UniAVGenConfig(**preset.model), runtime.attention.value),
-            files["joint"],
-            device=memory.joint_home(mode, device),
-            dtype=dtype,
-        )
+        with torch.device("meta"):
+            model = UniAVGen(UniAVGenConfig(**preset.model), runtime.attention.value).eval()
+        load(model, files["joint"], device=memory.joint_home(mode, device), dtype=dtype)
+        if preset.lora is not None:
+            add_lora(model, Path(preset.lora))
         weights_hash = weights_sha256(weights_folder(preset))
         return cls(preset, runtime, model=model, weights_hash=weights_hash, mode=mode, **parts)
 
@@ -190,45 +204,100 @@ class Engine:
         """A clip that goes on."""
         return self.run(_request("continue", video=video, **fields))
 
-    def run(self, asked: Request | Plan, progress: Progress = silent) -> Clip:
+    def run(self, asked: Request | Plan, progress: Progress = silent, keep_in: Path | None = None) -> Clip:
         """Make the clip of a request, or of the plan that `check` made of one.
 
-        Raises what `check` raises, InputError for a file that can't be read, and OutOfMemoryError.
+        The windows of a long clip are kept in a hidden folder of `keep_in` until the clip is closed; the same
+        call takes them up there when it was stopped, and gives the same clip. Raises what `check` raises,
+        InputError for a file that can't be read, and OutOfMemoryError.
         """
         plan = asked if isinstance(asked, Plan) else check(asked, self.preset)
         inputs = provenance.hash_inputs(plan.request)
+        store = reel = None
+        if len(plan.windows) > 1:
+            store = Store(keep_in, self._key(plan, inputs), plan.request.seed)
         timings: dict[str, float] = {}
         device = self.runtime.device.value
         try:
-            with lifted(plan.request.unlimited), torch.inference_mode(), self.runtime.autocast():
-                with _timed("encoding", timings, progress):
-                    prepared = prepare(plan, self.video_vae, self.captions, self.vocabulary)
-                with _timed("sampling", timings), memory.apply_mode(self.model, self.mode, device):
-                    state = self._sample(plan, prepared, progress)
+            with (
+                _interruptible(store, plan),
+                lifted(plan.request.unlimited),
+                torch.inference_mode(),
+                self.runtime.autocast(),
+            ):
+                reel = self._make(plan, [] if store is None else store, timings, progress)
                 with _timed("decoding", timings, progress):
-                    frames, samples = self._decode(plan, prepared, state)
+                    reel.decode()
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise OutOfMemoryError(
                 f"{plan.spec.num_frames} frames of {plan.spec.width}x{plan.spec.height} do not fit "
                 f"the memory of {device}",
                 memory.advice(self.mode) if device != "cpu" else "take a smaller --size or a shorter clip",
             ) from error
+        finally:
+            if store is not None and reel is None:  # another run takes up what there is
+                store.close(done=False)
         record = provenance.build(
-            plan,
-            inputs=inputs,
-            weights_hash=self.weights_hash,
-            runtime={
-                "device": self.runtime.device.value,
-                "dtype": self.runtime.dtype.value,
-                "attention": self.runtime.attention.value,
-                "threads": str(torch.get_num_threads()),
-                "torch": torch.__version__,
-            },
+            plan, inputs=inputs, weights_hash=self.weights_hash, runtime=self._settings()
         )
-        return Clip(plan=plan, frames=frames, samples=samples, record=record, timings=timings)
+        return Clip(plan=plan, reel=reel, record=record, timings=timings, store=store)
 
-    def _sample(self, plan: Plan, prepared: Prepared, progress: Progress) -> State:
-        spec, sampling, row = plan.spec, plan.preset.sampling, plan.row
+    def seed_begun(self, plan: Plan, keep_in: Path) -> int | None:
+        """The seed of the same clip that was begun in that folder and stopped; None when there is none."""
+        if len(plan.windows) == 1:
+            return None
+        return kept_seed(keep_in, self._key(plan, provenance.hash_inputs(plan.request)))
+
+    def _key(self, plan: Plan, inputs: Mapping[str, Any]) -> str:
+        """What is the same for all seeds."""
+        unseeded = replace(plan, request=replace(plan.request, seed=0))
+        return key_of(provenance.content_of(unseeded, inputs, self.weights_hash), self._settings())
+
+    def _settings(self) -> dict[str, str]:
+        """What is chosen by rule and can change bytes."""
+        return {
+            "device": self.runtime.device.value,
+            "dtype": self.runtime.dtype.value,
+            "attention": self.runtime.attention.value,
+            "memory": self.mode.name,
+            "threads": str(torch.get_num_threads()),
+            "torch": torch.__version__,
+        }
+
+    def _make(
+        self, plan: Plan, windows: list[State] | Store, timings: dict[str, float], progress: Progress
+    ) -> Reel:
+        """Sample the windows that are not there yet."""
+        device = self.runtime.device.value
+        with _timed("encoding", timings, progress):
+            preparer = Preparer(plan, self.video_vae, self.captions, self.vocabulary)
+        with preparer:
+            first, before = (windows[0], windows[len(windows) - 1]) if len(windows) else (None, None)
+            for index in range(len(windows), len(plan.windows)):
+                with _timed("encoding", timings):
+                    prepared = preparer.window(index, first, before)
+                with _timed("sampling", timings), memory.apply_mode(self.model, self.mode, device):
+                    state = self._sample(plan, index, prepared, progress)
+                if first is not None:
+                    state = steadied(preparer.plan, index, state, first)
+                if plan.row.given_video == "all" and len(plan.windows) > 1:
+                    state = State(state.video[:, :, :1], state.audio)  # the others can be read again
+                windows.append(state)
+                before = windows[index]
+                first = first or before
+        return Reel(
+            plan,
+            windows,
+            preparer.gain,
+            video_vae=self.video_vae,
+            vocoder=self.vocoder,
+            autocast=self.runtime.autocast,
+            device=device,
+        )
+
+    def _sample(self, plan: Plan, index: int, prepared: Prepared, progress: Progress) -> State:
+        window, sampling, row = plan.windows[index], plan.preset.sampling, plan.row_of(index)
+        spec = plan.window_spec(window)
         device = self.runtime.device.value
         steps = plan.request.steps or sampling.steps
         times = timesteps(steps, sampling.shift)
@@ -248,11 +317,11 @@ class Engine:
             Pass(conditions=prepared.negative.to(device), a2v=row.negative_a2v, v2a=row.negative_v2a),
             batched=batch_passes(torch.device(device).type, spec.latent_frames * spec.tokens_per_frame),
         )
-        done = 0
+        done, total = index * steps, len(plan.windows) * steps
 
         def watched(state: State, time: float) -> State:
             nonlocal done
-            progress("sampling", done, steps)
+            progress("sampling", done, total)
             done += 1
             return denoise(state, time)
 
@@ -265,35 +334,17 @@ class Engine:
                 spec.latent_width,
             ),
             (1, spec.audio_tokens, self.model.config.mel_bins),
-            plan.request.seed,
+            window.seed(plan.request.seed),
         )
         state = sample(State(start.video.to(device), start.audio.to(device)), times, watched)
-        progress("sampling", steps, steps)
+        progress("sampling", done, total)
         return given.put_back(state)
-
-    def _decode(self, plan: Plan, prepared: Prepared, state: State) -> tuple[np.ndarray, np.ndarray]:
-        """The part of the window that is new and asked for: frames at the written size, and its samples."""
-        spec = plan.spec
-        video = self.video_vae.decode(state.video)[0, :, plan.context_frames : plan.num_frames]
-        pixels = ((video.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        frames = pixels.permute(1, 2, 3, 0).cpu().numpy()  # c f h w -> f h w c
-        if frames.shape[1:3] != (plan.out_height, plan.out_width):
-            size = (plan.out_width, plan.out_height)
-            frames = np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in frames])
-        sound = self.vocoder.decode(state.audio)[0].float().cpu().numpy() / prepared.gain
-        first = round(plan.context_frames / spec.fps * spec.sample_rate)
-        last = round(plan.num_frames / spec.fps * spec.sample_rate)
-        return frames, np.pad(sound, (0, max(0, last - len(sound))))[first:last]
 
 
 def _request(task: str, **fields: Any) -> Request:
     """The request of an API call: file names become paths."""
     request = Request(task=task, **fields)
-    paths = {
-        name: Path(value)
-        for name in ("face", "voice", "video", "sound")
-        if (value := getattr(request, name)) is not None
-    }
+    paths = {name: Path(value) for name in provenance.FILES if (value := getattr(request, name)) is not None}
     return replace(request, **paths)  # type: ignore[arg-type]
 
 
@@ -302,5 +353,19 @@ def _timed(stage: str, timings: dict[str, float], progress: Progress = silent) -
     progress(stage, 0, 1)
     started = time.perf_counter()
     yield
-    timings[stage] = time.perf_counter() - started
+    timings[stage] = timings.get(stage, 0.0) + time.perf_counter() - started
     progress(stage, 1, 1)
+
+
+@contextmanager
+def _interruptible(store: Store | None, plan: Plan) -> Iterator[None]:
+    """Ctrl-C says how many windows of a long clip are kept."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if store is None or not store.stays or not len(store):
+            raise
+        raise Interrupted(
+            "interrupted",
+            f"{len(store)} of {len(plan.windows)} windows are kept, the same command goes on from there",
+        ) from None

@@ -1,7 +1,6 @@
 """Rows of a job file as checked jobs, or one line each that says what is wrong. No torch."""
 
 import difflib
-import hashlib
 import json
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, fields, replace
@@ -13,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from uniavgen_cli.config import DEFAULT_PRESET, Preset, load_preset, weights_folder
 from uniavgen_cli.engine.jobfile import Row
 from uniavgen_cli.engine.names import clean, container, parse_size, slug
-from uniavgen_cli.engine.provenance import FILES, given_files, hash_file
+from uniavgen_cli.engine.provenance import FILES, content_of, digest, given_files, hash_file
 from uniavgen_cli.engine.request import NEEDED_FILES, Plan, Request, check
 from uniavgen_cli.engine.weights import weights_sha256
 from uniavgen_cli.errors import InputError, OutputError, UniAVGenError, UsageError
@@ -24,7 +23,7 @@ FileId = tuple[int, int]
 _SPEECH = ("speech", "voice", "voice_text", "language")
 _OF_A_TASK = {
     "generate": (*_SPEECH, "face", "duration_s"),
-    "dub": (*_SPEECH, "video", "keep_sound"),
+    "dub": (*_SPEECH, "video", "keep_sound", "subtitles"),
     "animate": ("face", "sound"),
     "continue": (*_SPEECH, "video", "duration_s"),
 }
@@ -121,9 +120,9 @@ def _checked(
             hashes[path] = hash_file(path)
     inputs = {name: hashes[path] for name, path in given_files(request).items()}
     if not seed_given:  # of what is in the job, so that the same job gives the same clip every time
-        content = _content(plan, inputs, hashes[weights])
+        content = digest(content_of(plan, inputs, hashes[weights]))
         plan = replace(plan, request=replace(request, seed=int(content[:8], 16) % 2**31))
-    content = _content(plan, inputs, hashes[weights])
+    content = digest(content_of(plan, inputs, hashes[weights]))
     return Job(
         number=row.number,
         line=row.line,
@@ -238,16 +237,6 @@ def _speech(text: str, folder: Path) -> str:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise InputError(f"its speech can't be read from {text[1:]!r}: {reason}", "check the file") from None
-
-
-def _content(plan: Plan, inputs: Mapping[str, Any], weights_hash: str) -> str:
-    """The hash of everything that decides what a clip holds; where its files lie does not."""
-    options = {
-        field.name: getattr(plan.request, field.name) for field in fields(Request) if field.name not in FILES
-    }
-    preset = plan.preset.model_dump(exclude={"name", "about", "extends", "train"})
-    everything = {"options": options, "inputs": inputs, "preset": preset, "weights": weights_hash}
-    return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
 
 
 def _output_name(output: Any, request: Request, content: str) -> str:

@@ -5,14 +5,16 @@ What is added up here is counted in `costs.py`, from the preset's configuration 
 
 import ctypes
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from uniavgen_cli.config import Preset
+from uniavgen_cli.engine import eight_bit
 from uniavgen_cli.engine.streaming import on_device_meanwhile, streamed
 from uniavgen_cli.errors import UsageError
+from uniavgen_cli.models.state_dict import load_weights
 from uniavgen_cli.models.uniavgen import UniAVGen
 from uniavgen_cli.runtime import AUTO, Runtime
 from uniavgen_cli.shapes import SIZE_MULTIPLE, ClipSpec, fit_size, frames_of_seconds, padded_frames
@@ -36,12 +38,12 @@ class Mode:
     encoder: str  # "stays" on the GPU, is there "first" and freed, or runs on the "cpu"
     joint: str  # "stays", is there while "sampling", or is "streamed" layer by layer
     tiled: bool = False  # the VAE encodes and decodes tile by tile
-    bits: int = 16  # a weight of the joint model's and the encoder's matrices
-    runs: bool = True  # False: planned, counted and not yet there
+    bits: int = 16  # of a weight in the joint model's and the encoder's blocks
 
     @property
-    def label(self) -> str:
-        return self.name if self.runs else f"{self.name} (planned)"
+    def runs(self) -> bool:
+        """Whether what it needs is installed."""
+        return self.bits == 16 or eight_bit.installed()
 
 
 MODES = (
@@ -66,7 +68,6 @@ MODES = (
         joint="sampling",
         tiled=True,
         bits=8,
-        runs=False,
     ),
     Mode(
         name="streamed",
@@ -92,9 +93,11 @@ class Costs:
     media: int  # what reading a given video keeps, on a CPU
     mapped: int  # on a CPU, of the joint model's file, whose float32 tensors are read where they are
     captions: int  # from here on allocated by the stages
+    captions_8bit: int
     encoding: int
     encoding_tiled: int
     sampling: int
+    sampling_8bit: int
     decoding: int
     decoding_tiled: int
 
@@ -126,9 +129,14 @@ def mode_for(preset: Preset, runtime: Runtime) -> tuple[Mode, str]:
 
 
 def mode_named(name: str) -> Mode:
-    """The mode of that name; raises UsageError."""
+    """The mode of that name; raises UsageError, also when what it needs is not installed."""
     for mode in MODES:
         if mode.name == name:
+            if not mode.runs:
+                raise UsageError(
+                    f"the memory mode {name} needs torchao, which is not installed",
+                    "pip install 'uniavgen[released]'",
+                )
             return mode
     raise UsageError(f"there is no memory mode {name!r}", f"there are {', '.join(m.name for m in MODES)}")
 
@@ -161,19 +169,19 @@ def window(preset: Preset, size: tuple[int, int] | int | None, duration_s: float
 
 
 def stages(costs: Costs, mode: Mode, device_type: str) -> list[Stage]:
-    """Each stage's peak in `mode`; on a CPU everything is host memory, and the mode changes nothing."""
+    """Each stage's peak in `mode`; on a CPU everything is host memory."""
     eight = mode.bits == 8
     joint = costs.joint_8bit if eight else costs.joint
     encoder = costs.encoder_8bit if eight else costs.encoder
     codecs = costs.vae + costs.vocoder
     allocated = {
-        "captions": costs.captions,
+        "captions": costs.captions_8bit if eight else costs.captions,
         "encoding": costs.encoding_tiled if mode.tiled else costs.encoding,
-        "sampling": costs.sampling,
+        "sampling": costs.sampling_8bit if eight else costs.sampling,
         "decoding": costs.decoding_tiled if mode.tiled else costs.decoding,
     }
     if device_type == "cpu":
-        weights = costs.joint + costs.encoder + codecs
+        weights = joint + encoder + codecs
         kept = dict.fromkeys(allocated, costs.mapped + costs.media + LIBRARY_BYTES)
         kept["sampling"] += KERNEL_BYTES
         kept["decoding"] += KERNEL_BYTES
@@ -247,6 +255,11 @@ def apply_mode(model: UniAVGen, mode: Mode, device: str) -> Iterator[None]:
 def joint_home(mode: Mode, device: str) -> str:
     """Where the joint model is loaded to: the device, or host memory that `apply_mode` lends it from."""
     return device if mode.joint == "stays" else "cpu"
+
+
+def loader(mode: Mode) -> Callable[..., None]:
+    """What fills the joint model and the released caption encoder with their weights."""
+    return eight_bit.load_weights if mode.bits == 8 else load_weights
 
 
 def encoder_home(mode: Mode, device: str) -> str:

@@ -1,8 +1,10 @@
 """How a clip was made, as it travels in the clip's own metadata. No torch."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from os.path import isfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,7 @@ NOTICE = "AI-generated picture or sound, made with uniavgen"
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 
 WORDS = ("prompt", "speech", "voice_text")  # a request's own words and given files: what --private leaves out
-FILES = ("face", "voice", "video", "sound")
+FILES = ("face", "voice", "video", "sound", "subtitles")
 
 
 def build(
@@ -38,6 +40,9 @@ def build(
         if field.name not in ("task", "seed") and (value := getattr(request, field.name)) != field.default
     }
     left_out = [name for name in (*WORDS, *FILES) if request.private and options.pop(name, None) is not None]
+    changes = changed_keys(preset)
+    if request.private and changes.pop("lora", None) is not None:
+        left_out.append("lora")
     voice_from = _voice_from(plan)
     return {
         "uniavgen": __version__,
@@ -52,11 +57,35 @@ def build(
         "inputs": dict(inputs),
         "preset": preset.name,
         "base": base_name(preset),
-        "set": changed_keys(preset),
+        "set": changes,
         "sampling": {**preset.sampling.model_dump(), "steps": request.steps or preset.sampling.steps},
         "weights_sha256": weights_hash,
+        "lora_sha256": lora_sha256(preset),
+        "windows": len(plan.windows),
         "runtime": dict(runtime),
     }
+
+
+def content_of(plan: "Plan", inputs: Mapping[str, Any], weights_hash: str) -> dict[str, Any]:
+    """Everything that decides what a clip holds; where its files lie does not."""
+    options = {
+        field.name: getattr(plan.request, field.name)
+        for field in fields(plan.request)
+        if field.name not in FILES
+    }
+    preset = plan.preset.model_dump(exclude={"name", "about", "extends", "train", "lora"})
+    weights = {"weights": weights_hash, "lora": lora_sha256(plan.preset)}
+    return {"options": options, "inputs": dict(inputs), "preset": preset, **weights}
+
+
+def lora_sha256(preset: Preset) -> str | None:
+    """The hash of the preset's adapters; None without any."""
+    return None if preset.lora is None else file_sha256(Path(preset.lora))
+
+
+def digest(content: Mapping[str, Any]) -> str:
+    """The hash of such a content."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _voice_from(plan: "Plan") -> str | None:
@@ -123,6 +152,8 @@ def remake(record: Mapping[str, Any], clip: Path) -> tuple["Request", Preset]:
             f"it was made by uniavgen {record.get('uniavgen')}; use that version",
         ) from None
     request, wrong = _found_inputs(request, inputs, clip)
+    if preset.lora is not None:
+        preset = _with_found_lora(preset, record.get("lora_sha256"), clip)
     if wrong:
         raise InputError(
             f"{clip} can't be made again: {'; '.join(wrong)}", "give back the files it was made of"
@@ -136,6 +167,18 @@ def remake(record: Mapping[str, Any], clip: Path) -> tuple["Request", Preset]:
     return request, preset
 
 
+def _with_found_lora(preset: Preset, sha256: Any, clip: Path) -> Preset:
+    """The preset with its adapters where they are now; WeightsError when they are not, or are others."""
+    path = Path(str(preset.lora))
+    for place in (path, clip.parent / path, clip.parent / path.name):
+        if isfile(place) and file_sha256(place) == sha256:
+            return preset.model_copy(update={"lora": str(place)})
+    raise WeightsError(
+        f"{clip} was made with the LoRA {path}, which is missing or has changed",
+        f"it needs the file whose sha256 begins with {str(sha256)[:12]}",
+    )
+
+
 def _found_inputs(request: "Request", inputs: Mapping[str, Any], clip: Path) -> tuple["Request", list[str]]:
     """The request with its files where they are now, and what is wrong with the others."""
     wrong = []
@@ -144,7 +187,7 @@ def _found_inputs(request: "Request", inputs: Mapping[str, Any], clip: Path) -> 
         if path is None:
             continue
         places = (path, clip.parent / path, clip.parent / path.name)
-        there = [place for place in places if place.is_file()]
+        there = [place for place in places if isfile(place)]  # False as well for a name no file can have
         same = next((place for place in there if hash_file(place) == inputs.get(name)), None)
         if same is not None:
             found: dict[str, Any] = {name: same}

@@ -1,27 +1,31 @@
 """What a person asks for, checked and planned before anything heavy is imported."""
 
 import logging
-import math
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from uniavgen_cli.codecs.speech_tokens import language_of, num_syllables
+from uniavgen_cli.codecs.speech_tokens import language_of
 from uniavgen_cli.config import Preset
-from uniavgen_cli.data.voice import TimedPhoneme, check_sayable, retime, time_phonemes
-from uniavgen_cli.engine.tasks import Task, task_row
+from uniavgen_cli.data.voice import TimedPhoneme, check_sayable
+from uniavgen_cli.engine.speech import Speech, fitted, joined, time_text
+from uniavgen_cli.engine.tasks import Task, following_row, task_row
+from uniavgen_cli.engine.windows import KEPT_OF, Window, kept_frames, share_out
 from uniavgen_cli.errors import InputError, UsageError
-from uniavgen_cli.media.limits import lifted
+from uniavgen_cli.media import limits
 from uniavgen_cli.media.probe import MediaInfo, require_image, require_sound, require_video
-from uniavgen_cli.shapes import SIZE_MULTIPLE, ClipSpec, fit_size, frames_of_seconds, padded_frames
+from uniavgen_cli.media.subtitles import Subtitle, read_subtitles
+from uniavgen_cli.shapes import SIZE_MULTIPLE, ClipSpec, fit_size, frames_of_seconds
 
 logger = logging.getLogger(__name__)
 
 LEAD_S, TAIL_S = 0.15, 0.3  # silence around speech whose length sets the clip's
-MAX_SPEED_UP = 1.3  # speech faster than this no longer sounds like speech
-SYLLABLE_S, LETTER_S = 0.21, 0.065  # of Mandarin at an easy pace, and of Latin letters within it
-CONTEXT_FRAMES = 37  # of the given clip that a continuation reads: 2.31 s, as the paper's 2.5 s
+CONTEXT_FRAMES = KEPT_OF[0]  # of the given clip that a continuation reads, where a window has 81 frames
 SILENT_S = 3.0  # of a clip for which neither speech nor a duration is given
+SUBTITLE_LATE_S = 1.0  # that the last of them may end after the video
+LONGEST_S = 1e7  # with --unlimited as well: four months
+SHORTEST_VOICE_S = 0.8  # that the first window's own speech is taken for its voice
 MOST_TEXT = 100_000  # bytes of all words together: a clip's metadata hold them
 NEEDED_FILES = {"generate": (), "dub": ("video",), "animate": ("face", "sound"), "continue": ("video",)}
 QUOTED = re.compile(r'"([^"]+)"|“([^”]+)”|„([^“”]+)[“”]|«([^»]+)»')
@@ -46,6 +50,7 @@ class Request:
     face_index: int = 0
     require_face: bool = False
     language: str = "auto"  # of the speech: en, zh, or auto, by its characters
+    subtitles: Path | None = None  # dub: what is said, line by line in its time, instead of `speech`
     keep_sound: bool = False  # dub: the speech is mixed over the video's own sound
     private: bool = False  # the clip's metadata hold no words and no file names
     unlimited: bool = False  # files of any size are taken
@@ -55,10 +60,10 @@ class Request:
 class Plan:
     """A request that was found possible, with every length worked out.
 
-    `spec` is the model's window, `num_frames` of it are asked for (the rest is cut off), of which the first
-    `context_frames` are given by the clip that goes on. `phonemes` are timed within the clip, empty without
-    speech and for a model that places none; `language` is that of the words, en or zh. `out_height` and
-    `out_width` are the pixels written.
+    `num_frames` are asked for, of which the first `context_frames` are given by the clip that goes on; the
+    model makes them in `windows`, the first of which is `spec`. `spoken` has the words with their times
+    within the clip, and the phonemes for a model that places them; `speech` is the text as it was given and
+    `language` that of the words, en or zh. `out_height` and `out_width` are the pixels written.
     """
 
     request: Request
@@ -67,14 +72,20 @@ class Plan:
     spec: ClipSpec
     num_frames: int
     context_frames: int
+    windows: tuple[Window, ...]
     caption: str
     speech: str
     language: str
-    phonemes: tuple[TimedPhoneme, ...]
+    spoken: Speech
     out_height: int
     out_width: int
     voice: Path | None = None  # whose voice: the one given, or a dubbed video's own
     media: MediaInfo | None = None  # of the given video, or the given sound of `animate`
+
+    @property
+    def phonemes(self) -> tuple[TimedPhoneme, ...]:
+        """Timed within the clip; empty without speech and for a model that places none."""
+        return self.spoken.phonemes
 
     @property
     def context_start_s(self) -> float:
@@ -85,6 +96,36 @@ class Plan:
     @property
     def duration_s(self) -> float:
         return self.num_frames / self.spec.fps
+
+    def window_spec(self, window: Window) -> ClipSpec:
+        """One window as the model sees it."""
+        return replace(self.spec, num_frames=window.num_frames)
+
+    def row_of(self, index: int) -> Task:
+        """The row of the task table that window `index` goes by."""
+        return self.row if index == 0 else following_row(self.request.task)
+
+    @property
+    def own_voice(self) -> tuple[float, float] | None:
+        """When the first window speaks: what a later one takes for its voice, where nobody gave one."""
+        first, fps = self.windows[0], self.spec.fps
+        if self.voice is not None or len(self.windows) == 1:
+            return None
+        said = [
+            p
+            for p in self.phonemes
+            if p.symbol != "pause" and p.start_s >= first.first_new / fps and p.end_s <= first.end / fps
+        ]
+        if not said or said[-1].end_s - said[0].start_s < SHORTEST_VOICE_S:
+            return None
+        return said[0].start_s, min(said[-1].end_s, said[0].start_s + self.preset.clip.voice_s)
+
+    def said_in(self, window: Window) -> Speech:
+        """What is said in a window, on its own clock; of a clip of one window the text as it was given."""
+        if len(self.windows) == 1:
+            return replace(self.spoken, text=self.speech)
+        fps = self.spec.fps
+        return self.spoken.within(window.start / fps, (window.start + window.num_frames) / fps)
 
 
 def split_prompt(prompt: str) -> tuple[str, str | None]:
@@ -99,7 +140,7 @@ def check(request: Request, preset: Preset) -> Plan:
 
     Raises InputError or UsageError, in one line, for whatever would fail later.
     """
-    with lifted(request.unlimited):
+    with limits.lifted(request.unlimited):
         return _planned(request, preset)
 
 
@@ -113,6 +154,9 @@ def _planned(request: Request, preset: Preset) -> Plan:
     if (size := len(words.encode("utf-8", "replace"))) > MOST_TEXT:
         raise UsageError(f"the words are {size} bytes, and at most {MOST_TEXT} are taken", "say less at once")
     caption, quoted = split_prompt(request.prompt)
+    lines = _subtitles(request)
+    if lines:
+        quoted = " ".join(line.text for line in lines)
     speech = request.speech if request.speech is not None else quoted
     if request.task == "animate" and speech:
         speech = None  # the given sound is the speech; the quoted words only describe it
@@ -121,13 +165,12 @@ def _planned(request: Request, preset: Preset) -> Plan:
         raise UsageError(
             f"--steps {request.steps} is outside 1..1000", "20 is usual for nano, 50 for uniavgen"
         )
-    if request.duration_s is not None and not 0 < request.duration_s < math.inf:
-        raise UsageError(f"--duration {request.duration_s:g} is not positive", "give seconds, such as 3.5")
+    if request.duration_s is not None and not 0 < request.duration_s < LONGEST_S:
+        raise UsageError(f"--duration {request.duration_s:g} is no length", "give seconds, such as 3.5")
     if request.voice is not None:
         _check_voice(request, preset, require_sound(request.voice))
     language = _language(request, preset, speech)
 
-    window_s = preset.clip.max_frames / preset.clip.fps
     media, source, context, voice = None, None, 0, request.voice
     if request.task == "generate":
         if request.face is not None:
@@ -161,61 +204,94 @@ def _planned(request: Request, preset: Preset) -> Plan:
         else:
             given = int(media.duration_s * preset.clip.fps + 1e-6)
             # whole latent frames, so that the last given one is known entirely
-            context = 1 + (min(CONTEXT_FRAMES, max(1, given)) - 1) // 4 * 4
+            context = 1 + (min(kept_frames(preset.clip.max_frames), max(1, given)) - 1) // 4 * 4
             wanted_s = request.duration_s
 
-    phonemes = time_phonemes(speech) if speech and language == "en" else ()
-    spoken_s = phonemes[-1].end_s if phonemes else _chinese_seconds(speech)
-    if not preset.model.get("phoneme_vocab"):
-        phonemes = ()  # this model says its words when it likes
     fps = preset.clip.fps
-    lead_s = LEAD_S + context / fps
+    spoken = Speech() if lines else time_text(speech, language)
     if wanted_s is None:
-        added_s = LEAD_S + spoken_s + TAIL_S if speech else SILENT_S
+        added_s = LEAD_S + spoken.end_s + TAIL_S if speech else SILENT_S
         num_frames = context + frames_of_seconds(added_s, fps)
+        if speech and not preset.model.get("phoneme_vocab"):  # it says its words when it likes
+            num_frames = max(num_frames, preset.clip.max_frames)
     else:
         num_frames = context + frames_of_seconds(wanted_s, fps)
-    if num_frames > preset.clip.max_frames:
-        asked_s = (num_frames - context) / fps
-        most_s = (preset.clip.max_frames - context) / fps
-        what = {
-            "generate": "the speech" if wanted_s is None else "--duration",
-            "animate": f"the sound {request.sound}",
-            "dub": f"the video {request.video}",
-            "continue": "the speech" if wanted_s is None else "--duration",
-        }[request.task]
-        raise InputError(
-            f"{what} takes {asked_s:.2f} s and one clip of the preset {preset.name} holds {most_s:.2f} s"
-            + (f" (of {window_s:.2f} s, {context / fps:.2f} s are the given clip's end)" if context else ""),
-            "shorten it, or make it in parts",
-        )
-    if wanted_s is None and speech and not phonemes:
-        num_frames = preset.clip.max_frames
-    phonemes = _fit_speech(phonemes, spoken_s, lead_s, num_frames / fps, wanted_s is not None)
+    _check_length(request, (num_frames - context) / fps)
+    # a given length may leave less silence around the speech than we would
+    lead_s = LEAD_S + context / fps
+    if lines:
+        assert request.subtitles is not None
+        spoken = _in_time(lines, language, wanted_s or 0.0, request.subtitles)
+    else:
+        spoken = fitted(spoken, lead_s, num_frames / fps - lead_s - (0.1 if wanted_s is not None else 0.0))
     height, width = _model_size(request, preset, source)
     out_height, out_width = _written_size(height, width, source, request.size)
+    spec = ClipSpec(
+        num_frames=preset.clip.max_frames,
+        height=height,
+        width=width,
+        fps=fps,
+        sample_rate=preset.clip.sample_rate,
+    )
+    try:
+        windows = share_out(
+            num_frames,
+            fps=fps,
+            mel_hz=spec.mel_hz,
+            least=preset.clip.min_frames,
+            most=preset.clip.max_frames,
+            context=context,
+            pauses=spoken.pauses(),
+        )
+    except ValueError as error:
+        raise UsageError(
+            f"the preset {preset.name} makes no clips of more than {preset.clip.max_frames} frames: {error}",
+            "take another clip.fps or clip.max_frames",
+        ) from None
+    if not preset.model.get("phoneme_vocab"):
+        spoken = replace(spoken, phonemes=())
     return Plan(
         request=request,
         preset=preset,
         row=task_row(request.task, with_voice=voice is not None),
-        spec=ClipSpec(
-            num_frames=padded_frames(max(num_frames, preset.clip.min_frames)),
-            height=height,
-            width=width,
-            fps=fps,
-            sample_rate=preset.clip.sample_rate,
-        ),
+        spec=replace(spec, num_frames=windows[0].num_frames),
         num_frames=num_frames,
         context_frames=context,
+        windows=windows,
         caption=caption,
         speech=speech,
         language=language,
-        phonemes=phonemes,
+        spoken=spoken,
         voice=voice,
         out_height=out_height,
         out_width=out_width,
         media=media,
     )
+
+
+def _subtitles(request: Request) -> tuple[Subtitle, ...]:
+    """The lines of the request's subtitles; UsageError where none can be spoken."""
+    if request.subtitles is None:
+        return ()
+    if request.task != "dub":
+        raise UsageError(f"{request.task} takes no subtitles", "`uniavgen dub` speaks them over a video")
+    if request.speech is not None:
+        raise UsageError("--speech and --subtitles both say what is spoken", "leave one of them out")
+    return read_subtitles(request.subtitles)
+
+
+def _in_time(lines: Sequence[Subtitle], language: str, video_s: float, file: Path) -> Speech:
+    """Each line at an easy pace from its start, or faster to its end. InputError names one that can't be."""
+    parts = []
+    for line in lines:
+        if line.end_s > video_s + SUBTITLE_LATE_S:
+            raise InputError(
+                f"line {line.line} of {file} ends at {line.end_s:.2f} s and the video at {video_s:.2f} s",
+                "these subtitles are another video's",
+            )
+        what = f"line {line.line} of {file}, {line.text[:40]!r},"
+        parts.append(fitted(time_text(line.text, language), line.start_s, line.end_s - line.start_s, what))
+    return joined(parts)
 
 
 def _check_voice(request: Request, preset: Preset, sound: MediaInfo) -> None:
@@ -250,34 +326,13 @@ def _language(request: Request, preset: Preset, speech: str) -> str:
     return language
 
 
-def _chinese_seconds(speech: str) -> float:
-    """About how long it takes to say a text of ideographs and some Latin letters."""
-    num_letters = sum(c.isalnum() for c in speech) - num_syllables(speech)
-    return SYLLABLE_S * num_syllables(speech) + LETTER_S * max(0, num_letters)
-
-
-def _fit_speech(
-    phonemes: tuple[TimedPhoneme, ...],
-    spoken_s: float,
-    lead_s: float,
-    duration_s: float,
-    length_is_given: bool,
-) -> tuple[TimedPhoneme, ...]:
-    """The phonemes after `lead_s`, faster where a given length asks for it; InputError beyond 1.3 times."""
-    if not spoken_s:
-        return ()
-    # a given length may leave less silence around the speech than we would
-    room_s = duration_s - lead_s - (0.1 if length_is_given else 0.0)
-    speed = max(1.0, spoken_s / max(room_s, 1e-3))
-    if speed > MAX_SPEED_UP:
-        raise InputError(
-            f"the speech takes {spoken_s:.2f} s and there is room for {max(room_s, 0):.2f} s, which would be "
-            f"{speed:.2f} times its pace (at most {MAX_SPEED_UP})",
-            "shorten the speech, or give more time",
-        )
-    if not phonemes:
-        return ()
-    return retime(phonemes, lead_s + phonemes[0].start_s / speed, lead_s + spoken_s / speed)
+def _check_length(request: Request, seconds: float) -> None:
+    """Raise InputError when the clip asked for is longer than the limit."""
+    what = {
+        "animate": f"the sound {request.sound}",
+        "dub": f"the video {request.video}",
+    }.get(request.task, "the speech" if request.duration_s is None else "--duration")
+    limits.check(what, seconds, limits.MOST_SECONDS, "seconds", "shorten it")
 
 
 def _image_size(path: Path) -> tuple[int, int]:

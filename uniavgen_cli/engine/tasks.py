@@ -31,9 +31,17 @@ TASKS = {
     "dub": Task(given_video="all", a2v=False, negative_a2v=False, odds=2),
     "dub-voice": Task(given_video="all", reference_voice=True, a2v=False, negative_a2v=False),
     "animate": Task(given_video="first", given_audio="all", v2a=False, negative_v2a=False, odds=2),
+    # what comes after the first window of a long clip, beside the continuations
+    "dub-on": Task(given_video="all", given_audio="part", a2v=False, negative_a2v=False),
+    "animate-on": Task(given_video="part", given_audio="all", v2a=False, negative_v2a=False),
 }
 
 
 def task_row(command: str, *, with_voice: bool) -> Task:
     """The row of a command: generate, dub, continue (each also with a voice given) or animate."""
     return TASKS[f"{command}-voice" if with_voice else command]
+
+
+def following_row(command: str) -> Task:
+    """The row of every window of a long clip after its first, whose voice is in what it keeps."""
+    return TASKS["continue" if command in ("generate", "continue") else f"{command}-on"]

@@ -1,7 +1,7 @@
 """Sets of weights on the disk: what the registry names, what is installed, what its lock says. No torch.
 
-A set is one folder under `weights_dir()`. One that was pulled or added holds LOCK_NAME, where each file has
-its size and sha256; the set that comes with the package has none.
+A set is one folder under `weights_dir()`, the user's, where it is pulled or added and holds LOCK_NAME with
+each file's size and sha256; or it comes with the package, and has none.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from uniavgen_cli.config import load_preset, registry_path, weights_dir
+from uniavgen_cli.config import find_weights, load_preset, registry_path, shipped_weights_dir, weights_dir
 from uniavgen_cli.errors import InputError, OutputError, UsageError, WeightsError
 
 logger = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ def registry() -> dict[str, WeightsSet]:
 
 def set_name(name: str) -> str:
     """The set that `name` means: one of the registry, one that is installed, or the one a preset uses."""
-    if name in registry() or (re.fullmatch(r"\w[\w.-]*", name) and (weights_dir() / name).is_dir()):
+    if name in registry() or (re.fullmatch(r"\w[\w.-]*", name) and find_weights(name).is_dir()):
         return name
     return load_preset(name).weights
 
@@ -110,7 +110,13 @@ def set_name(name: str) -> str:
 def set_folder(name: str) -> Path:
     """Where the files of the set are, or would be."""
     folder = Path(name)
-    return folder if folder.is_dir() and os.sep in name else weights_dir() / name
+    return folder if folder.is_dir() and os.sep in name else find_weights(name)
+
+
+def installed_sets() -> list[str]:
+    """The names of the sets that are there, the user's and those that came with the package."""
+    folders = (weights_dir(), shipped_weights_dir())
+    return sorted({path.name for folder in folders for path in folder.glob("[!.]*/")})
 
 
 def read_lock(folder: Path) -> Lock | None:
@@ -272,9 +278,9 @@ def add(source: Path, name: str, progress: Progress = silent) -> int:
 
 def remove(name: str) -> int:
     """Delete an installed set, and what a cut pull left of it; the bytes freed. Linked files stay."""
-    if name == "nano":
-        raise UsageError("nano comes with the package", "`pip uninstall uniavgen` removes both")
     target, staging = weights_dir() / name, weights_dir() / PULLING / name
+    if find_weights(name) != target:
+        raise UsageError(f"{name} comes with the package", "`pip uninstall uniavgen` removes both")
     there = [folder for folder in (target, staging) if folder.exists() or folder.is_symlink()]
     if not there:
         raise WeightsError(f"the weights {name} are not installed (looked in {target})", how_to_get(name))

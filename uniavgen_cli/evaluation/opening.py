@@ -107,12 +107,13 @@ def _layer(before: int, after: int, stride: int = 1, dilation: int = 1) -> tuple
 
 @dataclass(frozen=True)
 class Faces:
-    """Frames (n, 128, 128, 3) uint8; mouth centres (n, 2) and face heights (n,) in pixels; openings (n,)."""
+    """Frames (n, 128, 128, 3) uint8; mouths (n, 2), face heights (n,) in pixels; openings (n,); emotion."""
 
     frames: np.ndarray
     centres: np.ndarray
     heights: np.ndarray
     opening: np.ndarray
+    emotion: str
 
 
 def drawn_faces(seed: int, speaker: int, num_frames: int = 8) -> Faces:
@@ -131,6 +132,7 @@ def drawn_faces(seed: int, speaker: int, num_frames: int = 8) -> Faces:
         centres=np.stack([x0 + x1, y0 + y1], -1) / 2,
         heights=drawn.face_boxes[:, 3] - drawn.face_boxes[:, 1],
         opening=drawn.opening.astype(np.float32),
+        emotion=emotion,
     )
 
 
@@ -179,7 +181,7 @@ def _loss(reader: OpeningReader, speakers: list[Faces], batch_size: int, rng: np
     for _ in range(batch_size):
         faces = speakers[rng.integers(len(speakers))]
         i = rng.integers(len(faces.frames))
-        frame = _worn(faces.frames[i], rng)
+        frame = worn(faces.frames[i], rng)
         if rng.random() < 0.7:  # of the rest, the place alone is asked for: the opening is what is hard
             height = faces.heights[i] * np.exp(rng.normal(0, 0.06))
             away = rng.normal(0, rng.uniform(0, 0.06), 2)
@@ -204,7 +206,7 @@ def _loss(reader: OpeningReader, speakers: list[Faces], batch_size: int, rng: np
     )
 
 
-def _worn(frame: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def worn(frame: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A frame as a codec leaves it: often blurred, coarse, noisy or blocky, in a slightly other light."""
     if rng.random() < 0.3:
         small = cv2.resize(frame, None, fx=(s := rng.uniform(0.45, 0.9)), fy=s, interpolation=cv2.INTER_AREA)

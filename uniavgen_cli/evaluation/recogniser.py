@@ -26,6 +26,7 @@ from uniavgen_cli.data.voice import (
 )
 
 SEED = 7_000_003  # apart from the seeds of model training
+_HOP_S = mel.HOP / mel.SAMPLE_RATE
 _SILENT = (PHONEMES.index(""), PHONEMES.index("pause"))
 _CHANGE_COST = (
     4.0  # of another label than the last, in natural logarithms; errors on true sound: 9 % at 0, 3 % at 4
@@ -63,7 +64,17 @@ class Recogniser(nn.Module):
 
     def hear(self, samples: np.ndarray) -> tuple[str, ...]:
         """The phonemes heard in mono 24 kHz samples (n,) of any loudness."""
-        return self.recognise(_normalised_mel(samples))
+        return self.recognise(normalised_mel(samples))
+
+    @torch.inference_mode()
+    def hear_timed(self, samples: np.ndarray) -> tuple[TimedPhoneme, ...]:
+        """The same, each with when it is heard; silences count as pauses."""
+        labels = best_path(self(normalised_mel(samples)[None])[0].log_softmax(-1).numpy())
+        starts = [i for i, label in enumerate(labels) if i == 0 or label != labels[i - 1]]
+        return tuple(
+            TimedPhoneme(PHONEMES[labels[start]] or "pause", start * _HOP_S, end * _HOP_S)
+            for start, end in zip(starts, [*starts[1:], len(labels)], strict=True)
+        )
 
 
 class _Block(nn.Module):
@@ -161,7 +172,7 @@ def labelled_clip(seed: int, index: int) -> tuple[Tensor, Tensor]:
     """Sentence `index` of a seed's data: normalised mel (t, 80) and its frames' phonemes (t,)."""
     rng = np.random.default_rng([seed, 1, index])
     spoken = speak(sample_sentence(rng), sample_voice(rng), str(rng.choice(list(PROSODY))))
-    mels = _normalised_mel(spoken.samples)
+    mels = normalised_mel(spoken.samples)
     return mels, torch.from_numpy(place_phonemes(spoken.phonemes, len(mels)))
 
 
@@ -177,7 +188,8 @@ def load_recogniser(path: Path, config: RecogniserConfig | None = None) -> Recog
     return model.eval()
 
 
-def _normalised_mel(samples: np.ndarray) -> Tensor:
+def normalised_mel(samples: np.ndarray) -> Tensor:
+    """Normalised log-mel (t, 80) of mono 24 kHz samples (n,), brought to the usual peak first."""
     waveform = mel.peak_normalize(torch.from_numpy(np.ascontiguousarray(samples, np.float32))[None])
     return mel.normalize(mel.log_mel(waveform))[0]
 

@@ -1,6 +1,7 @@
 """Sound in: any codec, rate and channel layout to mono samples."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,23 @@ def read_channels(
     duration_s: float | None = None,
 ) -> np.ndarray:
     """As `read_audio`, with one or two channels: float32 (n, channels)."""
+    pieces = list(iter_channels(path, sample_rate, channels, start_s, duration_s))
+    return np.concatenate(pieces) if pieces else np.zeros((0, channels), np.float32)
+
+
+def iter_audio(path: str | os.PathLike[str], sample_rate: int = 24_000) -> Iterator[np.ndarray]:
+    """The samples of `read_audio` piece by piece (n,); memory stays at one piece."""
+    return (piece[:, 0] for piece in iter_channels(path, sample_rate, 1))
+
+
+def iter_channels(
+    path: str | os.PathLike[str],
+    sample_rate: int,
+    channels: int,
+    start_s: float = 0.0,
+    duration_s: float | None = None,
+) -> Iterator[np.ndarray]:
+    """The samples of `read_channels` piece by piece (n, channels)."""
     require_sound(path)
     # rematrix_maxval: without it a float downmix of two equal channels comes out 3 dB louder
     sound = ffmpeg.open_sound(Path(path)).filter(
@@ -50,9 +68,9 @@ def read_channels(
         trim["end_sample"] = begin + round(duration_s * sample_rate)
     graph = ffmpeg.pipe_output(sound.filter("atrim", **trim), format="f32le", acodec="pcm_f32le")
     try:
-        data = b"".join(ffmpeg.read(graph, _BLOCK))
+        for data in ffmpeg.read(graph, _BLOCK):  # whole samples: its size is a multiple of theirs
+            yield np.frombuffer(data, dtype="<f4").astype(np.float32).reshape(-1, channels)
     except ffmpeg.FFmpegError as error:
         raise InputError(
             f"{shown(path)}: its sound can't be decoded ({error})", "convert it to WAV first"
         ) from None
-    return np.frombuffer(data, dtype="<f4").astype(np.float32).reshape(-1, channels)

@@ -10,7 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from uniavgen_cli.config import weights_dir
+from uniavgen_cli.config import find_weights
 from uniavgen_cli.errors import InputError, UsageError
 
 PACKS = Path("~/.insightface/models")  # where insightface itself keeps its packs; nothing is downloaded
@@ -185,7 +185,7 @@ def _drawn(frame: np.ndarray) -> list[Face]:
 
 
 def _drawn_weights() -> Path:
-    return weights_dir() / "nano" / "face_detector.safetensors"
+    return find_weights("nano/face_detector.safetensors")
 
 
 @lru_cache(maxsize=1)

@@ -5,6 +5,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import soundfile
 
 from uniavgen_cli.errors import OutputError
 from uniavgen_cli.media.ffmpeg import FFmpegError
+from uniavgen_cli.media.pieces import Samples, pieces_of
 from uniavgen_cli.media.probe import shown
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
@@ -87,15 +89,27 @@ def _hint(reason: str) -> str:
 
 
 @contextmanager
-def sound_file(samples: np.ndarray, sample_rate: int) -> Iterator[Path]:
-    """A temporary float WAV of `samples` (n,) or (n, channels), for ffmpeg to read beside the picture."""
+def sound_file(samples: Samples, sample_rate: int) -> Iterator[Path]:
+    """A temporary file of float samples, for ffmpeg to read beside the picture.
+
+    It is a Wave64: a WAV holds no more than 4 GiB.
+    """
     with tempfile.TemporaryDirectory(prefix="uniavgen-") as folder:
-        path = Path(folder) / "sound.wav"
+        path = Path(folder) / "sound.w64"
         try:
-            soundfile.write(path, np.clip(samples, -1.0, 1.0), sample_rate, subtype="FLOAT")
+            _write_sound(path, samples, sample_rate)
         except (soundfile.SoundFileError, AssertionError) as error:  # which asserts that all were written
             raise OutputError(
                 f"the folder for temporary files {folder} can't hold the sound ({error})",
                 "make room there, or set TMPDIR to another",
             ) from None
         yield path
+
+
+def _write_sound(path: Path, samples: Samples, sample_rate: int) -> None:
+    pieces = pieces_of(samples)
+    first = next(pieces, np.zeros(0, np.float32))
+    channels = first.shape[1] if first.ndim == 2 else 1
+    with soundfile.SoundFile(path, "w", sample_rate, channels, subtype="FLOAT", format="W64") as file:
+        for piece in chain([first], pieces):
+            file.write(np.clip(piece, -1.0, 1.0))

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from fractions import Fraction
 from itertools import chain, islice
 from pathlib import Path
@@ -14,9 +15,10 @@ from ffmpeg.nodes import FilterableStream
 
 from uniavgen_cli.errors import InputError, OutputError
 from uniavgen_cli.media import ffmpeg
-from uniavgen_cli.media.audio import read_channels
+from uniavgen_cli.media.audio import iter_channels
 from uniavgen_cli.media.limits import MOST_FRAMES, limit
 from uniavgen_cli.media.output import sound_file, whole_file
+from uniavgen_cli.media.pieces import Pieces, Samples, fitted
 from uniavgen_cli.media.probe import MediaInfo, VideoInfo, probe, require_sound, require_video, shown
 
 _SCALER = "lanczos+accurate_rnd+full_chroma_int"
@@ -118,7 +120,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
 def write_clip(
     path: str | os.PathLike[str],
     frames: np.ndarray | Iterable[np.ndarray],
-    samples: np.ndarray,
+    samples: Samples,
     fps: float,
     sample_rate: int,
     metadata: dict[str, str] | None = None,
@@ -129,13 +131,13 @@ def write_clip(
     """Write H.264 (yuv420p) and AAC; the sound is padded or trimmed to the picture's length.
 
     `frames` is uint8 RGB (n, h, w, 3), or an iterable of frames with `num_frames` said; `samples` (n,) or
-    (n, channels). Raises OutputError.
+    (n, channels), or an iterable of such pieces. Raises OutputError.
     """
     path = Path(path)
     picture, feed, duration_s = _picture(frames, fps, num_frames)
     with (
         whole_file(path, overwrite) as temporary,
-        sound_file(_fitted(samples, sample_rate, duration_s), sample_rate) as wav,
+        sound_file(fitted(samples, round(duration_s * sample_rate)), sample_rate) as wav,
     ):
         options = _encode_video(path, crf) | _encode_sound(path, "192k") | _container(path, metadata)
         ffmpeg.run(ffmpeg.write_output([_bt709(picture), ffmpeg.open_sound(wav)], temporary, **options), feed)
@@ -145,7 +147,7 @@ def write_clip(
 def write_dub(
     path: str | os.PathLike[str],
     source: str | os.PathLike[str],
-    samples: np.ndarray,
+    samples: Samples,
     sample_rate: int,
     metadata: dict[str, str] | None = None,
     overwrite: bool = False,
@@ -165,10 +167,12 @@ def write_dub(
             f"{shown(path)}: an MP4 can't hold {video.codec} video unchanged",
             f"end it in {dub_container(source)}",
         )
-    if keep_sound:
-        samples, sample_rate = _mixed_sound(info, samples, sample_rate)
-    with whole_file(path, overwrite) as temporary:
-        with sound_file(_fitted(samples, sample_rate, video.duration_s), sample_rate) as wav:
+    with whole_file(path, overwrite) as temporary, ExitStack() as stack:
+        if keep_sound and info.audio is not None:
+            new = stack.enter_context(sound_file(samples, sample_rate))
+            sample_rate = info.audio.sample_rate
+            samples = _mixed_sound(info, new, round(video.duration_s * sample_rate))
+        with sound_file(fitted(samples, round(video.duration_s * sample_rate)), sample_rate) as wav:
             options: dict[str, Any] = {"c:v": "copy", "map_metadata": -1, "map_chapters": -1}
             if video.codec == "hevc" and suffix in _MP4_FAMILY:
                 options["tag:v"] = "hvc1"
@@ -198,15 +202,15 @@ def write_animated(
 ) -> Path:
     """Write new pictures with the given file's own sound.
 
-    Its packets are copied where the container can hold them; else it becomes AAC at 256 kbit/s, or FLAC in an
-    .mkv. Raises InputError, OutputError.
+    Its packets are copied where the container can hold them; else, and where they are damaged, it becomes AAC
+    at 256 kbit/s, or FLAC in an .mkv. Raises InputError, OutputError.
     """
     path = Path(path)
     sound = require_sound(source_sound).audio
     assert sound is not None
     picture, feed, _ = _picture(frames, fps, num_frames)
     with whole_file(path, overwrite) as temporary:
-        if sound.codec in _SOUND[path.suffix.lower()]:
+        if sound.codec in _SOUND[path.suffix.lower()] and _copies(Path(source_sound), path):
             encode: dict[str, Any] = {"c:a": "copy"}
         else:
             encode = _encode_sound(path, "256k")
@@ -220,7 +224,7 @@ def write_continued(
     path: str | os.PathLike[str],
     given: str | os.PathLike[str],
     frames: np.ndarray | Iterable[np.ndarray],
-    samples: np.ndarray,
+    samples: Samples,
     fps: float,
     sample_rate: int,
     metadata: dict[str, str] | None = None,
@@ -253,9 +257,15 @@ def write_continued(
         .filter("trim", end_frame=count)
         for part, count in zip((old, new), counts, strict=True)
     ]
-    sound, sound_rate = _continued_sound(info, samples, sample_rate, counts[0] / float(rate))
-    sound = _fitted(sound, sound_rate, sum(counts) / float(rate))
-    with whole_file(path, overwrite) as temporary, sound_file(sound, sound_rate) as wav:
+    sound_rate = sample_rate if info.audio is None else info.audio.sample_rate
+    given_count, count = (round(num / float(rate) * sound_rate) for num in (counts[0], sum(counts)))
+    with (
+        whole_file(path, overwrite) as temporary,
+        sound_file(samples, sample_rate) as new_wav,
+        sound_file(
+            fitted(_continued_sound(info, new_wav, sound_rate, given_count), count), sound_rate
+        ) as wav,
+    ):
         options = _encode_video(path, qp=_GIVEN_QP) | _encode_sound(path, "256k")
         options |= _container(path, metadata)
         picture = graph.concat(*parts, n=2, v=1, a=0)
@@ -326,38 +336,29 @@ def _colours(video: VideoInfo) -> tuple[str, dict[str, str]]:
     return matrix, {"colorspace": video.colorspace or "unknown", "range": "pc" if video.full_range else "tv"}
 
 
-def _continued_sound(
-    info: MediaInfo, samples: np.ndarray, sample_rate: int, given_s: float
-) -> tuple[np.ndarray, int]:
-    """The given sound up to where its picture ends, then the new (n, channels), and their rate."""
-    if info.audio is None:
-        silence = np.zeros(round(given_s * sample_rate), dtype=np.float32)
-        return np.concatenate([silence, samples])[:, None], sample_rate
+def _continued_sound(info: MediaInfo, new: Path, rate: int, count: int) -> Iterator[np.ndarray]:
+    """`count` samples of the given sound, where its picture ends, then the new, (n, channels) at `rate`."""
+    channels = 1 if info.audio is None else min(2, info.audio.channels)
+    silence = iter((np.zeros((0, channels), np.float32),))
+    yield from fitted(silence if info.audio is None else iter_channels(info.path, rate, channels), count)
+    for piece in iter_channels(new, rate, 1):
+        yield np.repeat(piece, channels, axis=1)
+
+
+def _mixed_sound(info: MediaInfo, new: Path, count: int) -> Iterator[np.ndarray]:
+    """`count` samples of a file over the video's own sound, both at their level unless the sum would clip."""
+    assert info.audio is not None
     rate, channels = info.audio.sample_rate, min(2, info.audio.channels)
-    old = _fitted(read_channels(info.path, rate, channels), rate, given_s)
-    with sound_file(samples, sample_rate) as wav:
-        new = read_channels(wav, rate, 1)
-    return np.concatenate([old, np.repeat(new, channels, axis=1)]), rate
 
+    def mixed() -> Iterator[np.ndarray]:
+        old = Pieces(fitted(iter_channels(info.path, rate, channels), count))
+        at = 0
+        for piece in fitted(iter_channels(new, rate, 1), count):
+            yield piece + np.concatenate(old.take(at, len(piece)))
+            at += len(piece)
 
-def _mixed_sound(info: MediaInfo, samples: np.ndarray, sample_rate: int) -> tuple[np.ndarray, int]:
-    """The samples over the file's own sound (n, channels), both at their level unless the sum would clip."""
-    if info.audio is None:
-        return samples, sample_rate
-    rate, channels = info.audio.sample_rate, min(2, info.audio.channels)
-    old = read_channels(info.path, rate, channels)
-    with sound_file(samples, sample_rate) as wav:
-        new = read_channels(wav, rate, 1)
-    length = max(len(old), len(new))
-    both = _fitted(old, rate, length / rate) + _fitted(new, rate, length / rate)
-    return both / max(1.0, float(np.abs(both).max(initial=0.0))), rate
-
-
-def _fitted(samples: np.ndarray, sample_rate: int, duration_s: float) -> np.ndarray:
-    """The samples padded with silence or trimmed to the duration."""
-    wanted = round(duration_s * sample_rate)
-    missing = max(0, wanted - len(samples))
-    return np.pad(samples[:wanted], ((0, missing),) + ((0, 0),) * (samples.ndim - 1))
+    peak = max((float(np.abs(piece).max(initial=0.0)) for piece in mixed()), default=0.0)
+    return (piece / max(1.0, peak) for piece in mixed())
 
 
 def _encode_video(path: Path, crf: int = CRF, qp: int | None = None) -> dict[str, Any]:
@@ -372,6 +373,16 @@ def _encode_sound(path: Path, bitrate: str) -> dict[str, Any]:
     if path.suffix.lower() == ".mkv":  # can't say where the last AAC packet stops: it would end in silence
         return {"c:a": "flac"}
     return {"c:a": "aac", "b:a": bitrate}
+
+
+def _copies(sound: Path, path: Path) -> bool:
+    """Whether the container takes every packet of a file's sound: those of a damaged one it may not."""
+    options = {"c:a": "copy", "format": _MUXERS[path.suffix.lower()]}
+    try:
+        ffmpeg.run(ffmpeg.write_output([ffmpeg.open_sound(sound)], Path(os.devnull), **options))
+    except ffmpeg.FFmpegError:
+        return False
+    return True
 
 
 def _container(path: Path, metadata: dict[str, str] | None) -> dict[str, Any]:

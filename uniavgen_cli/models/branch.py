@@ -130,6 +130,8 @@ def norm_rotate(x: Tensor, norm: nn.RMSNorm, num_heads: int, table: Tensor | Non
 
 def project(x: Tensor, *linears: nn.Linear) -> tuple[Tensor, ...]:
     """Several projections of one input as one matrix product."""
+    if any(hasattr(linear, "lora_A") for linear in linears):  # an adapter adds to what its layer gives
+        return tuple(linear(x) for linear in linears)
     weight = torch.cat([linear.weight for linear in linears])
     bias = torch.cat([linear.bias for linear in linears])
     return functional.linear(x, weight, bias).chunk(len(linears), dim=-1)

@@ -57,7 +57,7 @@ class UniAVGenConfig:
     mel_bins: int = 80
     patch: tuple[int, int, int] = (1, 2, 2)
     phoneme_vocab: int = 0
-    clean_video: bool = False  # the video head gives clean latents, from which the velocity follows
+    clean_video: bool = False  # the video head gives clean latents, and where the reference frame is kept
 
     def __post_init__(self) -> None:
         # YAML and JSON give lists.
@@ -172,7 +172,8 @@ class UniAVGen(nn.Module):
             Block(video, config.video_heads, config.video_ffn_dim, backend=attention)
             for _ in range(config.num_blocks)
         )
-        self.head = Head(video, prod(config.patch) * config.video_latent_channels)
+        made_channels = config.video_latent_channels + config.clean_video
+        self.head = Head(video, prod(config.patch) * made_channels)
 
         self.audio_embedding = _mlp(config.mel_bins, audio, nn.GELU("tanh"))
         self.text_embedding = SpeechTextEncoder(
@@ -274,6 +275,9 @@ class UniAVGen(nn.Module):
         made = unpatchify(self.head(x, time), shape, self.config.patch)
         if not self.config.clean_video:
             return made
+        made, kept = made[:, :-1], made[:, -1:].sigmoid()
+        if video.num_reference:  # what stands still need not go through a narrow model
+            made = torch.lerp(made, video.latents[:, :, :1].to(made), kept)
         # data = latents - t * velocity. Noise fills all of a patch's numbers and a small width can't hold it
         # beside the picture; the picture alone it can (Li and He, arXiv 2511.13720).
         t = (video.timesteps / 1000).clamp(min=CLEAN_FLOOR)[:, None, :, None, None]

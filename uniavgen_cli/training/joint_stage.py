@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from uniavgen_cli.codecs.caption import CaptionEncoder
+from uniavgen_cli.codecs import CaptionReader
 from uniavgen_cli.codecs.speech_tokens import character_indices
 from uniavgen_cli.data.cache import CachedClip, CachedPictures
 from uniavgen_cli.data.dataset import REFERENCE_TOKENS
@@ -16,9 +17,10 @@ from uniavgen_cli.diffusion.sampler import Given, State, noise
 from uniavgen_cli.engine.tasks import TASKS, Task
 from uniavgen_cli.models.speech_text import pad_tokens
 from uniavgen_cli.models.state_dict import save_sharded
-from uniavgen_cli.models.uniavgen import Conditions, Switches, UniAVGen, VideoStream
+from uniavgen_cli.models.uniavgen import Conditions, JointOutput, Switches, UniAVGen, VideoStream
 from uniavgen_cli.shapes import TEMPORAL_STRIDE, tokens_of_frames
-from uniavgen_cli.training.trainer import Batch, Stage
+from uniavgen_cli.training import lora
+from uniavgen_cli.training.trainer import Batch, Stage, Watch
 
 FPS, MEL_HZ = 16, 100
 MOUTH_WEIGHT = 6.0  # of a latent cell that the mouth fills, against 1 elsewhere: it is one or two cells of 64
@@ -32,6 +34,7 @@ AUDIO_PARTS = (  # of the joint model's parameters
     "time_projection_audio.",
 )
 EVEN_FROM = 0.4  # below this t all errors of a clean picture count alike
+MASK_UNTIL = 0.8  # of the steps: from there on nobody says where the face is
 MAX_GIVEN_LATENTS = 10  # of a continuation: 37 frames
 
 
@@ -45,6 +48,7 @@ class JointTraining:
     seed: int = 0
     audio_alone: bool = False
     dropped: float = 0.1  # share of clips whose caption, or whose speech text, is left out
+    carried: float = 0.3  # share of the joint batches that go on from a window before
     no_picture: float = 0.5  # share of the joint batches that start from the prompt alone
     mask_weight: float = 0.1  # at the first step; falls to 0 along the run
     shift: float = 3.0  # of the training timesteps, towards noise
@@ -53,6 +57,10 @@ class JointTraining:
     picture_batch: int = 96
     hold_audio: bool = False  # the audio branch's own weights stay; what passes between the branches learns
     bf16: bool = True
+    untold: float = 0.5  # share of given voices whose words are not told
+    lora_rank: int = 0  # of adapters, which learn instead of the model's own weights; 0: without
+    lora_alpha: float = 16.0  # their sum counts alpha / rank times
+    checkpoint_every_s: float = 180.0
 
 
 @dataclass(frozen=True)
@@ -71,20 +79,18 @@ class Clips:
 
 
 class ClipBank:
-    """Cached clips in memory, grouped by length and size.
+    """Cached clips in memory, grouped by length and size, and by whether they have a reference voice.
 
     Without `captions` the clips are for the audio branch, which reads none.
     """
 
-    def __init__(self, clips: Iterable[CachedClip], captions: CaptionEncoder | None) -> None:
+    def __init__(self, clips: Iterable[CachedClip], captions: CaptionReader | None) -> None:
         groups: dict[tuple[int, ...], list[CachedClip]] = {}
         for clip in clips:
             groups.setdefault(_shape_of(clip), []).append(clip)
         self.groups = [_stacked(members, captions) for members in groups.values()]
         self.sizes = [len(group.tensors["mel"]) for group in self.groups]
-        # by number and by cheapness, so that long clips don't take most of the time
-        odds = np.array(self.sizes) / [group.tensors["mel"].shape[1] for group in self.groups]
-        self.odds = odds / odds.sum()
+        self.odds = np.array(self.sizes) / sum(self.sizes)
 
     def draw(self, rng: np.random.Generator, count: int) -> Clips:
         """`count` clips of one random group."""
@@ -96,7 +102,7 @@ class ClipBank:
 class PictureBank:
     """Cached pictures in memory, their captions encoded: many more people than the clips have."""
 
-    def __init__(self, pictures: CachedPictures, captions: CaptionEncoder) -> None:
+    def __init__(self, pictures: CachedPictures, captions: CaptionReader) -> None:
         self.latents = pictures.latents
         self.captions = encoded(pictures.captions, captions)
 
@@ -113,33 +119,43 @@ def joint_stage(
     *,
     pictures: PictureBank | None = None,
     importance: Tensor | None = None,
+    indices: Callable[[str], list[int]] = character_indices,
+    watches: tuple[Watch, ...] = (),
 ) -> Stage:
     """The stage that trains `model`: its audio alone, the five tasks together, or pictures.
 
     `bank` is needed unless all is pictures, `pictures` for any share of them; `importance` (c,) weighs the
-    video's latent channels. Raises ValueError when what is needed is missing.
+    video's latent channels; `indices` counts the speech text. With a `lora_rank` adapters learn
+    instead of the model's weights. Raises ValueError when what is needed is missing.
     """
     if bank is None and how.picture_share < 1:
         raise ValueError(f"a picture share of {how.picture_share:g} needs clips")
     if pictures is None and how.picture_share > 0:
         raise ValueError(f"a picture share of {how.picture_share:g} needs pictures")
+    if how.lora_rank:
+        lora.add_adapters(model, how.lora_rank, how.lora_alpha)
     if how.hold_audio:
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(not name.startswith(AUDIO_PARTS))
+            if name.startswith(AUDIO_PARTS):
+                parameter.requires_grad_(False)
     given = how.odds or {name: row.odds for name, row in TASKS.items()}
     odds = np.array(list(given.values()), float)
-    rows = [TASKS[name] for name in given]
+    tasks = list(given)
 
     def batch(step: int) -> Batch:
         rng = np.random.default_rng([how.seed, step])
         if pictures is not None and rng.random() < how.picture_share:
             return _single_pictures(pictures, how, rng)
         assert bank is not None
-        row = rows[int(rng.choice(len(rows), p=odds / odds.sum()))]
+        task = tasks[int(rng.choice(len(tasks), p=odds / odds.sum()))]
         if how.audio_alone:
-            row = TASKS["generate"]  # the one that hears nothing and says everything
+            task = "generate"  # the one that hears nothing and says everything
         clips = bank.draw(rng, how.batch_size)
-        made = _sound_batch(clips, row, how, rng)
+        if not clips.tensors["reference_mel"].shape[1]:
+            task = task.removesuffix("-voice")
+        row = TASKS[task]
+        made = _sound_batch(clips, row, how, rng, indices)
+        made["task"] = task
         made["noise_seed"] = how.seed * 1_000_003 + step
         made["t"] = _times(rng, how.batch_size, how.shift)
         if not how.audio_alone:
@@ -151,10 +167,13 @@ def joint_stage(
         module=model,
         batch=batch,
         loss=_audio_loss if how.audio_alone else _joint_loss(how, importance),
-        export=export,
+        export=partial(lora.export, alpha=how.lora_alpha) if how.lora_rank else export,
         steps=how.steps,
         lr=how.lr,
         dtype=torch.bfloat16 if how.bf16 else torch.float32,
+        checkpoint_every_s=how.checkpoint_every_s,
+        trained_only=how.lora_rank > 0,
+        watches=watches,
     )
 
 
@@ -172,6 +191,7 @@ def _single_pictures(pictures: PictureBank, how: JointTraining, rng: np.random.G
     latents, caption = pictures.draw(rng, how.picture_batch)
     dropped = torch.from_numpy(rng.random(len(latents)) < how.dropped)
     return {
+        "task": "picture",
         "picture": latents,
         "caption": caption.masked_fill(dropped[:, None, None], 0.0),
         "t": _times(rng, len(latents), how.shift),
@@ -179,10 +199,16 @@ def _single_pictures(pictures: PictureBank, how: JointTraining, rng: np.random.G
     }
 
 
-def _sound_batch(clips: Clips, row: Task, how: JointTraining, rng: np.random.Generator) -> Batch:
+def _sound_batch(
+    clips: Clips,
+    row: Task,
+    how: JointTraining,
+    rng: np.random.Generator,
+    indices: Callable[[str], list[int]],
+) -> Batch:
     mel, phonemes = clips.tensors["mel"].float(), clips.tensors["phonemes"].long()
     size = len(mel)
-    texts = [character_indices(text) for text in clips.texts["text"]]
+    texts = clips.texts["text"]
     silent = rng.random(size) < how.dropped
     if row.given_audio == "all":
         silent[:] = True  # the given sound says it
@@ -193,21 +219,24 @@ def _sound_batch(clips: Clips, row: Task, how: JointTraining, rng: np.random.Gen
     phonemes = phonemes.masked_fill(mute[:, None], 0)
     reference = None
     # every command may be given a voice, so audio alone and dubbing learn it as well
-    if (
+    listens = (
         row.reference_voice
         or (how.audio_alone and rng.random() < 0.25)
         or (row.given_video == "all" and rng.random() < 0.5)
-    ):
+    )
+    if listens and clips.tensors["reference_mel"].shape[1]:
         length = int(rng.integers(80, 1 + clips.tensors["reference_mel"].shape[1]))
         reference = clips.tensors["reference_mel"][:, :length].float()
         spoken = clips.tensors["reference_phonemes"][:, :length].long()
-        untold = torch.from_numpy(rng.random(size) < 0.5)
+        untold = torch.from_numpy(rng.random(size) < how.untold)
         phonemes = torch.cat([spoken.masked_fill(untold[:, None], 0), phonemes], dim=1)
         texts = [
-            text if skip else character_indices(before + " ") + text
+            text if skip else f"{before} {text}"
             for text, before, skip in zip(texts, clips.texts["reference_text"], untold.tolist(), strict=True)
         ]
-    speech, lengths = pad_tokens([[] if skip else text for text, skip in zip(texts, silent, strict=True)])
+    speech, lengths = pad_tokens(
+        [[] if skip else indices(text) for text, skip in zip(texts, silent, strict=True)]
+    )
     caption = clips.tensors["caption"].float()
     return {
         "mel": mel,
@@ -228,12 +257,16 @@ def _picture_batch(
     pictured = row is not TASKS["generate"] or rng.random() >= how.no_picture
     given_video = {"first": 1, "all": num_latents, "part": 0}[row.given_video] if pictured else 0
     given_audio = num_tokens if row.given_audio == "all" else 0
-    if row.given_video == "part":
-        given_video = int(rng.integers(1, min(MAX_GIVEN_LATENTS, num_latents - 2) + 1))
-        given_audio = tokens_of_frames(TEMPORAL_STRIDE * (given_video - 1) + 1, FPS, MEL_HZ)
+    # a long clip's later windows go on from what was made, and their reference is the clip's first frame
+    carried = row is not TASKS["generate"] and rng.random() < how.carried
+    if row.given_video == "part" or carried:
+        kept = int(rng.integers(1, min(MAX_GIVEN_LATENTS, num_latents - 2) + 1))
+        given_video = max(given_video, kept)
+        given_audio = max(given_audio, tokens_of_frames(TEMPORAL_STRIDE * (kept - 1) + 1, FPS, MEL_HZ))
+    reference = int(rng.integers(num_latents)) if carried else 0
     return {
         "latents": latents,
-        "reference_frame": latents[:, :, :1] if pictured else None,
+        "reference_frame": latents[:, :, reference : reference + 1] if pictured else None,
         "given_video": given_video,
         "given_audio": given_audio,
         "face_mask": clips.tensors["face_mask"].float().flatten(2),  # (b, F, n)
@@ -241,6 +274,27 @@ def _picture_batch(
         "a2v": row.a2v,
         "v2a": row.v2a,
     }
+
+
+def joint_forward(module: nn.Module, batch: Batch) -> tuple[JointOutput, State]:
+    """What the model makes of a batch of clips, and the noise that was put on them."""
+    latents, mel, t = batch["latents"], batch["mel"], batch["t"]
+    given_video, given_audio = batch["given_video"], batch["given_audio"]
+    noises = noise(latents.shape, mel.shape, batch["noise_seed"])
+    state = _noisy(latents, mel, t, noises)
+    given = Given(
+        reference_frame=batch["reference_frame"],
+        video=latents[:, :, :given_video] if given_video else None,
+        reference_audio=batch["reference_mel"],
+        audio=mel[:, :given_audio] if given_audio else None,
+    )
+    made = module(
+        given.video_stream(state, 1000 * t),
+        given.audio_stream(state, 1000 * t),
+        _conditions(batch),
+        Switches(a2v=(batch["a2v"],) * len(t), v2a=(batch["v2a"],) * len(t)),
+    )
+    return made, noises
 
 
 def _joint_loss(
@@ -260,21 +314,7 @@ def _joint_loss(
             return {"picture": picture_loss(module, batch)}
         latents, mel, t = batch["latents"], batch["mel"], batch["t"]
         given_video, given_audio = batch["given_video"], batch["given_audio"]
-        noises = noise(latents.shape, mel.shape, batch["noise_seed"])
-        state = _noisy(latents, mel, t, noises)
-        given = Given(
-            reference_frame=batch["reference_frame"],
-            video=latents[:, :, :given_video] if given_video else None,
-            reference_audio=batch["reference_mel"],
-            audio=mel[:, :given_audio] if given_audio else None,
-        )
-        size = len(t)
-        made = module(
-            given.video_stream(state, 1000 * t),
-            given.audio_stream(state, 1000 * t),
-            _conditions(batch),
-            Switches(a2v=(batch["a2v"],) * size, v2a=(batch["v2a"],) * size),
-        )
+        made, noises = joint_forward(module, batch)
         losses = {}
         if given_video < latents.shape[2]:
             velocity = made.video[:, :, -latents.shape[2] :]
@@ -283,7 +323,7 @@ def _joint_loss(
             losses["video"] = (error * weight).flatten(1).sum(1) / weight.flatten(1).sum(1)
         if given_audio < mel.shape[1]:
             losses["audio"] = _audio_error(made.audio, noises.audio.to(mel) - mel, given_audio)
-        mask_weight = how.mask_weight * max(0.0, 1 - step / (0.8 * how.steps))
+        mask_weight = how.mask_weight * max(0.0, 1 - step / (MASK_UNTIL * how.steps))
         if mask_weight > 0:
             masks = made.face_mask_logits.float().sigmoid()  # (b, layers, F, n)
             error = (masks - batch["face_mask"][:, None]).square()
@@ -347,10 +387,11 @@ def _jittered(phonemes: Tensor, rng: np.random.Generator) -> Tensor:
 
 def _shape_of(clip: CachedClip) -> tuple[int, ...]:
     latents = clip.tensors.get("latents")
-    return (len(clip.tensors["mel"]), *(() if latents is None else latents.shape))
+    has_voice = len(clip.tensors["reference_mel"]) > 0
+    return (len(clip.tensors["mel"]), has_voice, *(() if latents is None else latents.shape))
 
 
-def _stacked(members: list[CachedClip], captions: CaptionEncoder | None) -> Clips:
+def _stacked(members: list[CachedClip], captions: CaptionReader | None) -> Clips:
     tensors = {}
     for name in members[0].tensors:
         values = [member.tensors[name] for member in members]
@@ -364,14 +405,18 @@ def _stacked(members: list[CachedClip], captions: CaptionEncoder | None) -> Clip
     return Clips(tensors, texts)
 
 
-def encoded(words: list[str], captions: CaptionEncoder) -> Tensor:
+def encoded(words: list[str], captions: CaptionReader) -> Tensor:
     """Caption states (n, tokens, dim) in float16."""
+    distinct = list(dict.fromkeys(words))
     with torch.inference_mode():
-        states = [captions.encode(words[i : i + 64]) for i in range(0, len(words), 64)]
-    return torch.cat(states).half().clone()
+        states = [captions.encode(distinct[i : i + 64]) for i in range(0, len(distinct), 64)]
+    rows = {text: row for row, text in enumerate(distinct)}
+    return torch.cat(states).half().cpu()[[rows[text] for text in words]].clone()
 
 
 def _extended(value: Tensor) -> Tensor:
-    """A reference voice as long as every other: said again from its start."""
+    """A reference voice as long as every other: said again from its start; none stays none."""
+    if not len(value):
+        return value
     repeats = -(-REFERENCE_TOKENS // len(value))
     return value.repeat(repeats, *(1,) * (value.ndim - 1))[:REFERENCE_TOKENS]

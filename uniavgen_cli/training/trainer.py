@@ -1,6 +1,9 @@
-"""The training loop: reads top to bottom, knows nothing of what it trains."""
+"""The training loop: reads top to bottom, knows nothing of what it trains.
 
-import csv
+One process, or several under torchrun: each draws its own batches, all take the mean of their gradients, the
+first writes.
+"""
+
 import math
 import signal
 import time
@@ -16,15 +19,26 @@ from torch import Tensor, nn
 
 from uniavgen_cli.errors import WeightsError
 from uniavgen_cli.runtime import choose
+from uniavgen_cli.training import processes
+from uniavgen_cli.training.ledger import Ledger
 
 Batch = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Every so many steps `look(module, step, folder)` is called, with the averaged weights in the module."""
+
+    every: int
+    look: Callable[[nn.Module, int, Path], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """What trains, on what, for how long.
 
-    `batch(step)` draws everything from the step number, so that the same seed and step give the same batch.
+    `batch(step)` draws everything from the step number, so that the same seed and step give the same batch;
+    of n processes number k draws those of step * n + k. A batch may say its "task" and its timesteps "t".
     `loss(module, batch, step)` returns named per-sample values, each (b,) and already weighted; the loop sums
     the names and means the batch. `export(weights, folder)` writes the averaged weights for the product.
     """
@@ -43,6 +57,8 @@ class Stage:
     clip: float = 1.0
     dtype: torch.dtype = torch.float32  # of the matrix products where the device has it; weights stay float32
     checkpoint_every_s: float = 180.0
+    trained_only: bool = False  # averages, checkpoints and exports hold what trains and nothing else
+    watches: tuple[Watch, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,26 +92,28 @@ def run(
     optimizer = torch.optim.AdamW(
         _decay_groups(module, stage.weight_decay), lr=stage.lr, betas=(0.9, 0.99), fused=True
     )
-    average = {name: value.detach().clone() for name, value in module.state_dict().items()}
-    step = _resume(out / "checkpoint.pt", module, optimizer, average)
+    average = {name: value.detach().clone() for name, value in _kept(module, stage).items()}
+    ledger = Ledger(out, device)
+    step = _resume(out / "checkpoint.pt", module, optimizer, average, ledger)
+    processes.wait()  # nobody writes before all have read
     device_type = torch.device(device).type
     native = choose(str(device), attention="sdpa").torch_dtype  # bfloat16 is slower where it is emulated
     dtype = stage.dtype if native == torch.bfloat16 else torch.float32
-    totals: dict[str, Tensor] = {}
+    losses_of = processes.averaging(_Losses(module, stage.loss))
+    rank, count = processes.rank(), processes.count()
     saved_at = reported_at = time.monotonic()
     reported_step = step
 
-    with _stop_flag() as stopped, (out / "losses.csv").open("a", newline="") as log:
-        writer = csv.writer(log)
-        while step < stage.steps and not stopped():
+    with _stop_flag() as stopped:
+        while step < stage.steps and not processes.anyone(stopped(), device):
             for group in optimizer.param_groups:
                 group["lr"] = stage.lr * rate(step, stage)
             batch = {
                 key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-                for key, value in stage.batch(step).items()
+                for key, value in stage.batch(step * count + rank).items()
             }
             with torch.autocast(device_type, dtype=dtype, enabled=dtype != torch.float32):
-                losses = stage.loss(module, batch, step)
+                losses = losses_of(batch, step)
             total = torch.stack([value.float().mean() for value in losses.values()]).sum()
             optimizer.zero_grad(set_to_none=True)
             total.backward()
@@ -103,20 +121,14 @@ def run(
             # one broken batch must not undo hours: a step whose gradient is not finite is left out
             if torch.isfinite(norm):
                 optimizer.step()
-            _follow(average, module, min(stage.ema, (1 + step) / (10 + step)))
+            _follow(average, _kept(module, stage), min(stage.ema, (1 + step) / (10 + step)))
             step += 1
 
-            for name, value in losses.items():
-                totals[name] = (
-                    totals.get(name, torch.zeros((), device=device)) + value.detach().float().mean()
-                )
+            ledger.add(losses, str(batch.get("task", stage.name)), batch.get("t"))
             now = time.monotonic()
             if step % report_every == 0 or step == stage.steps:
-                done = step - reported_step
-                means = {name: float(value) / done for name, value in totals.items()}
-                speed = done / (now - reported_at)
-                writer.writerow([step, f"{speed:.3f}", *(f"{n}={v:.5f}" for n, v in means.items())])
-                log.flush()
+                speed = (step - reported_step) / (now - reported_at)
+                means = ledger.close_row(step, speed)
                 report(
                     Progress(
                         stage=stage.name,
@@ -127,15 +139,22 @@ def run(
                         seconds_left=(stage.steps - step) / speed,
                     )
                 )
-                totals, reported_at, reported_step = {}, now, step
-            if now - saved_at > stage.checkpoint_every_s:
-                _save(out / "checkpoint.pt", step, module, optimizer, average)
-                saved_at = time.monotonic()
+                reported_at, reported_step = now, step
+            if rank == 0:
+                for watch in stage.watches:
+                    if step % watch.every == 0:
+                        with _averaged(module, average):
+                            watch.look(module, step, out)
+                if now - saved_at > stage.checkpoint_every_s:
+                    _save(out / "checkpoint.pt", step, _kept(module, stage), optimizer, average, ledger)
+                    saved_at = time.monotonic()
 
-    _save(out / "checkpoint.pt", step, module, optimizer, average)
     finished = step >= stage.steps
-    if finished:
-        stage.export(average, out)
+    if rank == 0:
+        _save(out / "checkpoint.pt", step, _kept(module, stage), optimizer, average, ledger)
+        if finished:
+            stage.export(average, out)
+    processes.wait()
     return finished
 
 
@@ -154,6 +173,26 @@ def averaged_weights(out: Path) -> dict[str, Tensor]:
     return torch.load(out / "checkpoint.pt", map_location="cpu", weights_only=True)["average"]
 
 
+class _Losses(nn.Module):
+    """A stage's loss as a module's forward, which is where several processes' gradients are hooked in."""
+
+    def __init__(self, module: nn.Module, loss: Callable[[nn.Module, Batch, int], dict[str, Tensor]]) -> None:
+        super().__init__()
+        self.module = module
+        self.loss = loss
+
+    def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        return self.loss(self.module, batch, step)
+
+
+def _kept(module: nn.Module, stage: Stage) -> dict[str, Tensor]:
+    """What is averaged, saved and exported: all of the module, or what trains alone."""
+    state: dict[str, Tensor] = module.state_dict()
+    if stage.trained_only:
+        state = {name: value for name, value in module.named_parameters() if value.requires_grad}
+    return state
+
+
 def _decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Matrices and kernels decay; biases, gains and other vectors do not."""
     trained = [p for p in module.parameters() if p.requires_grad]
@@ -164,22 +203,40 @@ def _decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]
 
 
 @torch.no_grad()
-def _follow(average: dict[str, Tensor], module: nn.Module, share: float) -> None:
-    state = module.state_dict()
+def _follow(average: dict[str, Tensor], state: dict[str, Tensor], share: float) -> None:
     floats = [name for name, value in state.items() if value.is_floating_point()]
     torch._foreach_lerp_([average[n] for n in floats], [state[n] for n in floats], 1 - share)
     for name in state.keys() - set(floats):
         average[name].copy_(state[name])
 
 
+@contextmanager
+def _averaged(module: nn.Module, average: dict[str, Tensor]) -> Iterator[None]:
+    """Within the block the module has the averaged weights and is in eval mode."""
+    own = {name: value.detach().clone() for name, value in module.state_dict().items() if name in average}
+    module.load_state_dict(average, strict=False)
+    module.eval()
+    try:
+        yield
+    finally:
+        module.load_state_dict(own, strict=False)
+        module.train()
+
+
 def _save(
-    path: Path, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor]
+    path: Path,
+    step: int,
+    kept: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    average: dict[str, Tensor],
+    ledger: Ledger,
 ) -> None:
     state = {
         "step": step,
-        "module": module.state_dict(),
+        "module": {name: value.detach() for name, value in kept.items()},
         "optimizer": optimizer.state_dict(),
         "average": average,
+        "ledger": ledger.state(),
     }
     beside = path.with_suffix(".tmp")
     torch.save(state, beside)
@@ -187,13 +244,22 @@ def _save(
 
 
 def _resume(
-    path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor]
+    path: Path,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: dict[str, Tensor],
+    ledger: Ledger,
 ) -> int:
+    """The step to go on from, with everything as it stood then; 0 without a checkpoint."""
     if not path.is_file():
+        ledger.resume(0, None)
         return 0
     state = torch.load(path, map_location="cpu", weights_only=True)
     try:
-        module.load_state_dict(state["module"])
+        if state["average"].keys() != average.keys():
+            names = sorted(state["average"].keys() ^ average.keys())
+            raise ValueError(f"{len(names)} tensors are in one of them alone, such as {names[0]}")
+        module.load_state_dict({**module.state_dict(), **state["module"]})
         optimizer.load_state_dict(state["optimizer"])
     except (RuntimeError, ValueError) as error:
         raise WeightsError(
@@ -202,7 +268,9 @@ def _resume(
         ) from error
     for name, value in state["average"].items():
         average[name].copy_(value)
-    return int(state["step"])
+    step = int(state["step"])
+    ledger.resume(step, state.get("ledger"))
+    return step
 
 
 @contextmanager

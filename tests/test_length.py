@@ -1,0 +1,259 @@
+"""Clips of several windows on an untrained, tiny model: continuous, repeatable, and taken up again."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+import soundfile
+import torch
+from tiny_model import write_tiny_preset
+
+from uniavgen_cli.cli import main
+from uniavgen_cli.data.dataset import sample_clip
+from uniavgen_cli.engine import engine as engine_module
+from uniavgen_cli.engine.conditions import Preparer
+from uniavgen_cli.engine.drift import loudness
+from uniavgen_cli.engine.engine import Clip, Engine
+from uniavgen_cli.engine.reel import _quietest, _same_level
+from uniavgen_cli.engine.request import Request, check
+from uniavgen_cli.media.probe import probe
+from uniavgen_cli.media.video import write_clip
+
+RATE = 24_000
+WORDS = "Good morning, and welcome to the house. We open at nine."
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    return Engine.from_preset(str(write_tiny_preset(tmp_path_factory.mktemp("engine"))))
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """face.png, and speech.wav and talk.mp4 of four seconds: three windows of the tiny model."""
+    folder = tmp_path_factory.mktemp("given")
+    clip = sample_clip(11, 4, lengths=(81,), sizes=((64, 64),))
+    frames = clip.draw().frames[:64]
+    cv2.imwrite(str(folder / "face.png"), frames[0][:, :, ::-1])
+    soundfile.write(folder / "speech.wav", clip.samples[: 4 * RATE], RATE)
+    write_clip(folder / "talk.mp4", frames, clip.samples[: 4 * RATE], 16, RATE)
+    return folder
+
+
+def requests(given: Path) -> dict[str, Request]:
+    return {
+        "generate": Request(task="generate", prompt="a man", speech=WORDS, seed=3),
+        "generate-voice": Request(
+            task="generate", prompt="a man", speech=WORDS, voice=given / "speech.wav", duration_s=5.0
+        ),
+        "animate": Request(task="animate", face=given / "face.png", sound=given / "speech.wav"),
+        "dub": Request(task="dub", video=given / "talk.mp4", speech="Good morning, and welcome."),
+        "continue": Request(task="continue", video=given / "talk.mp4", speech=WORDS),
+    }
+
+
+def written(clip: Clip, path: Path) -> bytes:
+    return clip.save(path).read_bytes()
+
+
+@pytest.mark.parametrize("task", ["generate", "generate-voice", "animate", "dub", "continue"])
+def test_every_task_makes_clips_of_any_length(task: str, engine: Engine, given: Path, tmp_path: Path) -> None:
+    clip = engine.run(requests(given)[task])
+    windows = clip.plan.windows
+    assert len(windows) > 2 and clip.record["windows"] == len(windows)
+    path = clip.save(tmp_path / "a.mkv")
+    media = probe(path)
+    assert media.video is not None and media.audio is not None
+    before = 4.0 if task == "continue" else 0.0
+    assert media.duration_s == pytest.approx(before + clip.duration_s, abs=0.07)
+    assert clip.frames.shape == (clip.num_frames, clip.height, clip.width, 3)
+    assert len(clip.samples) == round(clip.duration_s * RATE)
+    report = clip.reel.drift.report()
+    assert sum(row["seconds"] for row in report) == pytest.approx(clip.duration_s, abs=0.01)
+    assert (report[-1]["colour_lab"] is None) == (task == "dub")
+    again = engine.run(requests(given)[task])
+    assert written(again, tmp_path / "b.mkv") == path.read_bytes()
+
+
+def test_a_windows_start_is_what_the_one_before_made(engine: Engine, given: Path) -> None:
+    """All latents but one and all mels are carried over; that one is the same frame, encoded alone."""
+    clip = engine.run(requests(given)["generate"])
+    store = clip.store
+    assert store is not None
+    spec = clip.plan.spec
+    for index, window in enumerate(clip.plan.windows[1:], start=1):
+        before = clip.plan.windows[index - 1]
+        place, tokens = window.latents_after(before), window.tokens_after(before, spec.fps, spec.mel_hz)
+        kept = store[index].video[:, :, 1 : window.kept_latents]
+        assert torch.equal(kept, store[index - 1].video[:, :, place + 1 : place + window.kept_latents])
+        sound = store[index - 1].audio[:, tokens : tokens + 81]
+        assert torch.equal(store[index].audio[:, : sound.shape[1]], sound) and sound.shape[1] == 81
+        with torch.inference_mode():
+            shown = engine.video_vae.decode(store[index - 1].video)[:, :, 4 * place]
+            encoded = engine.video_vae.encode(shown[:, :, None])
+        assert torch.allclose(store[index].video[:, :, :1], encoded, atol=2e-3)
+
+
+def test_each_window_of_animate_hears_its_own_part(engine: Engine, given: Path) -> None:
+    plan = check(requests(given)["animate"], engine.preset)
+    whole = check(replace(plan.request, seed=1), engine.preset)
+    with torch.inference_mode(), Preparer(whole, engine.video_vae, engine.captions) as preparer:
+        first = preparer.window(0).given.audio
+        state = engine_module.State(torch.zeros(1, 4, 9, 4, 4), torch.zeros(1, 206, 80))
+        second = preparer.window(1, state, state).given
+    assert first is not None and second.audio is not None and second.video is not None
+    # the mels of the 81 tokens that both windows hold, whatever lies around them
+    assert torch.allclose(first[:, 125:206], second.audio[:, :81], atol=1e-4)
+    assert second.num_frames == 4 and second.num_tokens == plan.window_spec(plan.windows[1]).audio_tokens
+    assert second.reference_frame is not None and torch.equal(second.reference_frame, state.video[:, :, :1])
+
+
+def test_a_dubs_windows_see_their_own_part_and_hear_the_one_before(engine: Engine, given: Path) -> None:
+    plan = check(requests(given)["dub"], engine.preset)
+    state = engine_module.State(torch.zeros(1, 4, 9, 4, 4), torch.randn(1, 206, 80))
+    with torch.inference_mode(), Preparer(plan, engine.video_vae, engine.captions) as preparer:
+        first = preparer.window(0).given.video
+        second = preparer.window(1, state, state)
+    start, stop = plan.windows[1].latents_after(plan.windows[0]), plan.windows[0].num_frames // 4
+    assert first is not None and second.given.video is not None and second.given.audio is not None
+    assert torch.equal(first[:, :, start + 1 : stop], second.given.video[:, :, 1 : stop - start])
+    assert torch.equal(second.given.audio, state.audio[:, 25 * start : 25 * start + 81])
+    assert second.given.reference_audio is None  # the video's own voice is in what was said last
+
+
+@pytest.mark.parametrize("voice", [None, "speech.wav"])
+def test_the_voice_is_told_again_where_what_is_kept_is_silent(
+    voice: str | None, engine: Engine, given: Path
+) -> None:
+    path = None if voice is None else given / voice
+    plan = check(Request(task="generate", prompt="a man", speech=WORDS, voice=path), engine.preset)
+    spoken = torch.randn(1, 206, 80)
+    state, silent = (
+        engine_module.State(torch.randn(1, 4, 9, 4, 4), sound)
+        for sound in (spoken, torch.cat((spoken[:, :100], torch.full((1, 106, 80), -2.9)), dim=1))
+    )
+    with torch.inference_mode(), Preparer(plan, engine.video_vae, engine.captions) as preparer:
+        assert (preparer.window(0).given.reference_audio is None) == (voice is None)
+        heard, unheard = preparer.window(1, state, state), preparer.window(1, state, silent)
+    assert heard.given.num_tokens == 81 and heard.given.reference_audio is None
+    assert not heard.negative.phonemes.any() and unheard.given.num_tokens == 0
+    reference = unheard.given.reference_audio
+    assert reference is not None and unheard.given.num_frames == 4
+    if voice is None:
+        assert plan.own_voice is not None
+        start, end = (round(100 * seconds) for seconds in plan.own_voice)
+        assert torch.equal(reference[:, : end - start], spoken[:, start:end]) and 80 <= end - start <= 220
+        assert unheard.negative.phonemes[0, : end - start].all()
+        told = "".join(map(chr, unheard.negative.speech[0].tolist()))
+        assert WORDS.startswith(told.strip()) and len(told) > 8
+
+
+def test_a_stopped_clip_goes_on_from_the_last_whole_window(
+    engine: Engine, given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = requests(given)["continue"]
+    whole = written(engine.run(request), tmp_path / "whole.mp4")
+    sample, calls = engine_module.sample, []
+
+    def stop_in_the_third(*arguments: object) -> object:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return sample(*arguments)
+
+    monkeypatch.setattr(engine_module, "sample", stop_in_the_third)
+    with pytest.raises(engine_module.Interrupted, match=r"2 of \d+ windows are kept"):
+        engine.run(request, keep_in=tmp_path)
+    (folder,) = tmp_path.glob(".uniavgen-*")
+    last = sorted(folder.glob("*.safetensors"))[-1]
+    last.write_bytes(last.read_bytes()[:1000])  # as a power failure would leave it
+    assert engine.seed_begun(check(replace(request, seed=77), engine.preset), tmp_path) == request.seed
+    assert engine.seed_begun(check(replace(request, steps=1), engine.preset), tmp_path) is None
+    calls[:] = [1, 1, 1]
+    clip = engine.run(request, keep_in=tmp_path)
+    assert len(calls) - 3 == len(clip.plan.windows) - 1  # the damaged one and those after it
+    assert written(clip, tmp_path / "again.mp4") == whole
+    clip.close()
+    assert not list(tmp_path.glob(".uniavgen-*"))
+
+
+def test_two_runs_of_one_clip_do_not_share_its_windows(engine: Engine, given: Path, tmp_path: Path) -> None:
+    request = replace(requests(given)["animate"], steps=1)
+    one = engine.run(request, keep_in=tmp_path)
+    other = engine.run(request, keep_in=tmp_path)
+    assert one.store is not None and other.store is not None
+    assert one.store.stays and not other.store.stays and one.store.folder != other.store.folder
+    other.close()
+    assert written(one, tmp_path / "a.mp4")
+    one.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path, given: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command on the tiny preset in an empty folder; {g} in it is the folder of given files."""
+    if not (given / "tiny.yaml").exists():
+        write_tiny_preset(given)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("UNIAVGEN_PRESET", str(given / "tiny.yaml"))
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        code = main([argument.replace("{g}", str(given)) for argument in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def test_ctrl_c_says_how_many_windows_are_kept_and_the_same_command_takes_them_up(
+    run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("generate", "--prompt", "A man", "--duration", "5", "-o", "a.mp4")
+    sample, calls = engine_module.sample, []
+
+    def stop(*arguments: object) -> object:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return sample(*arguments)
+
+    monkeypatch.setattr(engine_module, "sample", stop)
+    code, out, err = run(*command)
+    assert (code, out) == (130, "")
+    assert err == "error: interrupted; 2 of 4 windows are kept, the same command goes on from there\n"
+    code, out, err = run(*command, "--json")
+    assert code == 0, err
+    answer = json.loads(out)
+    assert len(calls) == 3 + 2 and len(answer["clips"][0]["windows"]) == 4
+    assert answer["seed"] == answer["clips"][0]["seed"]
+    assert [path.name for path in Path().iterdir()] == ["a.mp4"]
+    with av.open("a.mp4") as container:
+        assert sum(1 for _ in container.decode(video=0)) == 80
+
+
+def test_sound_goes_over_where_it_is_quietest() -> None:
+    loud = np.ones(24_000, np.float32)
+    loud[9600:10_800] = 0.01  # 50 ms
+    assert 9600 <= _quietest(loud, loud) <= 10_080
+    assert _quietest(np.zeros(2400), np.zeros(2400)) == 2400 - 720  # of equal ones the last
+
+
+def test_a_window_that_was_decoded_more_quietly_is_brought_to_the_level_of_the_one_before() -> None:
+    sound = np.random.default_rng(0).normal(0, 0.1, 24_000).astype(np.float32)
+    assert _same_level(sound, 0.5 * sound) == pytest.approx(2.0)
+    assert _same_level(sound, 0.98 * sound) == _same_level(0 * sound, 0 * sound) == 1.0
+
+
+def test_loudness_is_that_of_the_standard() -> None:
+    """A sine of 997 Hz at full scale in one channel is -3.01 LUFS; pauses do not count (ITU-R BS.1770-4)."""
+    sine = np.sin(2 * np.pi * 997 * np.arange(3 * RATE) / RATE)
+    assert loudness(sine, RATE) == pytest.approx(-3.01, abs=0.1)
+    assert loudness(np.concatenate([sine / 10, np.zeros(3 * RATE)]), RATE) == pytest.approx(-23.0, abs=0.3)
+    assert loudness(np.zeros(RATE), RATE) is None

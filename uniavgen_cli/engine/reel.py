@@ -1,0 +1,169 @@
+"""What was made, from the windows' latents and mels to frames and sound, one window at a time."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from uniavgen_cli.codecs import PictureCodec, SoundCodec
+from uniavgen_cli.diffusion.sampler import State
+from uniavgen_cli.engine.drift import Drift
+from uniavgen_cli.engine.request import Plan
+from uniavgen_cli.engine.store import Store
+from uniavgen_cli.media.readers import FrameReader
+from uniavgen_cli.shapes import tokens_of_frames
+
+FADE = 240  # samples over which one window's sound gives way to the next
+EDGE_TOKENS = 12  # at a window's start and end: its sound there doesn't know what is beyond
+SAME_LEVEL = 0.06  # half a dB
+HEARD = 1e-5  # mean square of a sound that is not silence
+QUIET_HOPS = 3  # 10 ms each: a seam is put where so long is quietest
+
+
+class Reel:
+    """The new part of a clip; `windows` are the states, `autocast` and `device` how they are decoded.
+
+    A clip of one window is decoded once and kept; of a longer one, memory holds a window or two. What was
+    seen and heard of each window on the way is in `drift`.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        windows: list[State] | Store,
+        gain: float,
+        *,
+        video_vae: PictureCodec,
+        vocoder: SoundCodec,
+        autocast: Callable[[], AbstractContextManager[Any]],
+        device: str,
+    ) -> None:
+        self.plan = plan
+        self.drift = Drift(plan)
+        self._windows = windows
+        self._gain = gain
+        self._video_vae = video_vae
+        self._vocoder = vocoder
+        self._autocast = autocast
+        self._device = device
+        self._kept: dict[str, np.ndarray] = {}
+
+    def decode(self) -> None:
+        """Decode a clip of one window now; of a longer one nothing."""
+        if len(self.plan.windows) == 1:
+            self._kept = {"frames": self._frames_of(0), "sound": np.concatenate(list(self._joined_sound()))}
+
+    def frames(self) -> Iterator[np.ndarray]:
+        """Frames (h, w, 3) uint8 at the written size, one by one."""
+        if "frames" in self._kept:
+            yield from self._kept["frames"]
+        elif self.plan.request.task == "dub":
+            yield from self._given_frames()
+        else:
+            for index in range(len(self.plan.windows)):
+                frames = self._frames_of(index)
+                self.drift.saw(index, frames)
+                yield from frames
+
+    def all_frames(self) -> np.ndarray:
+        """Frames (n, h, w, 3) uint8."""
+        return self._kept["frames"] if "frames" in self._kept else np.stack(list(self.frames()))
+
+    def sound(self) -> Iterator[np.ndarray]:
+        """Samples (n,) float32, piece by piece."""
+        if "sound" in self._kept:
+            yield self._kept["sound"]
+        else:
+            yield from self._joined_sound()
+
+    def all_sound(self) -> np.ndarray:
+        """Samples (n,) float32."""
+        return self._kept["sound"] if "sound" in self._kept else np.concatenate(list(self.sound()))
+
+    # ---- pictures ----------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def _frames_of(self, index: int) -> np.ndarray:
+        """The frames that a window adds, (n, h, w, 3) uint8."""
+        window = self.plan.windows[index]
+        with self._autocast():
+            latents = self._windows[index].video.to(self._device)
+            video = self._video_vae.decode(latents)[0, :, window.kept : window.end - window.start]
+        pixels = ((video.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        frames = pixels.permute(1, 2, 3, 0).cpu().numpy()  # c f h w -> f h w c
+        return self._at_written_size(frames)
+
+    def _at_written_size(self, frames: np.ndarray) -> np.ndarray:
+        plan = self.plan
+        if frames.shape[1:3] == (plan.out_height, plan.out_width):
+            return frames
+        size = (plan.out_width, plan.out_height)
+        return np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in frames])
+
+    def _given_frames(self) -> Iterator[np.ndarray]:
+        """Of a long video that is dubbed: what the model saw of it, whose latents are not kept."""
+        plan, spec = self.plan, self.plan.spec
+        assert plan.request.video is not None
+        reader = FrameReader(plan.request.video, spec.fps, spec.height, spec.width)
+        try:
+            for number in range(plan.num_frames):
+                yield self._at_written_size(reader.take(number, 1))[0]
+        finally:
+            reader.close()
+
+    # ---- sound -------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def _sound_of(self, index: int) -> np.ndarray:
+        """All of a window's sound, what it keeps of the one before included, (n,) float32."""
+        with self._autocast():
+            sound = self._vocoder.decode(self._windows[index].audio.to(self._device))[0]
+        return sound.float().cpu().numpy() / self._gain
+
+    def _joined_sound(self) -> Iterator[np.ndarray]:
+        """Windows' sound, each going over into the next where what both hold is quietest."""
+        plan, spec = self.plan, self.plan.spec
+        first, last = (round(n / spec.fps * spec.sample_rate) for n in (plan.context_frames, plan.num_frames))
+        at, begin, sound = first, 0, self._sound_of(0)  # `begin` is the sample at which `sound` begins
+        ramp = np.linspace(0, 1, FADE, dtype=np.float32)
+        for index, window in enumerate(plan.windows):
+            tokens = [tokens_of_frames(n, spec.fps, spec.mel_hz) for n in (window.start, window.first_new)]
+            start, known = (count * spec.hop for count in tokens)
+            if index:
+                following = self._sound_of(index)
+                low, high = max(at, start + EDGE_TOKENS * spec.hop), known - EDGE_TOKENS * spec.hop
+                both = sound[low - begin : high - begin], following[low - start : high - start]
+                following = following * _same_level(*both)
+                seam = low + _quietest(*both)
+                yield sound[at - begin : seam - begin]
+                out, into = sound[seam - begin :][:FADE], following[seam - start :][:FADE]
+                yield out * (1 - ramp) + into * ramp
+                at, begin, sound = seam + FADE, start, following
+            self.drift.heard(
+                index, sound[known - begin :][: round(window.added / spec.fps * spec.sample_rate)]
+            )
+        yield np.pad(sound, (0, max(0, last - begin - len(sound))))[at - begin : last - begin]
+
+
+def _same_level(one: np.ndarray, other: np.ndarray) -> float:
+    """What makes `other` as loud as `one`, two decodings of the same mels; 1 where they nearly are.
+
+    A vocoder that keeps the peak of what it decodes in bounds makes a window with a loud moment quieter.
+    """
+    powers = [float(np.square(sound).mean()) for sound in (one, other)]
+    if min(powers) < HEARD:
+        return 1.0
+    ratio = math.sqrt(powers[0] / powers[1])
+    return 1.0 if abs(ratio - 1) < SAME_LEVEL else ratio
+
+
+def _quietest(one: np.ndarray, other: np.ndarray, hop: int = 240) -> int:
+    """Where the quietest 30 ms of two sounds (n,) begin, the later of equal ones."""
+    count = min(len(one), len(other)) // hop
+    energy = sum(np.square(x[: count * hop]).reshape(count, hop).sum(1) for x in (one, other))
+    around = np.convolve(energy, np.ones(QUIET_HOPS), mode="valid")
+    return hop * (len(around) - 1 - int(around[::-1].argmin()))

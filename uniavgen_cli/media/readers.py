@@ -1,0 +1,54 @@
+"""Given sound and pictures read once, in order, a window at a time: memory holds one window of them."""
+
+import os
+
+import numpy as np
+
+from uniavgen_cli.media.audio import iter_audio
+from uniavgen_cli.media.pieces import Pieces
+from uniavgen_cli.media.video import iter_frames
+
+
+class SoundReader:
+    """A file's sound, mono at `sample_rate`."""
+
+    def __init__(self, path: str | os.PathLike[str], sample_rate: int) -> None:
+        self._pieces = Pieces(iter_audio(path, sample_rate))
+
+    def take(self, start: int, count: int) -> np.ndarray:
+        """Samples (count,) float32 from sample `start` on, silence after the end. Raises InputError."""
+        samples = np.zeros(count, np.float32)
+        taken = self._pieces.take(start, count)
+        if taken:
+            sound = np.concatenate(taken)
+            samples[: len(sound)] = sound
+        return samples
+
+    def close(self) -> None:
+        self._pieces.close()
+
+
+class FrameReader:
+    """A video's frames at `fps`, scaled to height x width."""
+
+    def __init__(self, path: str | os.PathLike[str], fps: float, height: int, width: int) -> None:
+        self._pieces = Pieces(frame[None] for frame in iter_frames(path, fps, height, width))
+
+    def take(self, start: int, count: int) -> np.ndarray:
+        """Frames (count, h, w, 3) uint8 from frame `start` on; the last picture stands still after the end.
+
+        Of a file that holds no picture (0, 0, 0, 3). Raises InputError.
+        """
+        taken = self._pieces.take(start, count)
+        if self._pieces.last is None:
+            return np.zeros((0, 0, 0, 3), np.uint8)
+        return np.concatenate([*taken, *[self._pieces.last] * (count - len(taken))])
+
+    def close(self) -> None:
+        self._pieces.close()
+
+
+def peak_of(path: str | os.PathLike[str], sample_rate: int) -> float:
+    """The largest absolute sample of a file's sound at that rate, read a piece at a time."""
+    pieces = iter_audio(path, sample_rate)
+    return max((float(np.abs(piece).max(initial=0.0)) for piece in pieces), default=0.0)
