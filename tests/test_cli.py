@@ -334,8 +334,8 @@ def test_the_weights_hash_follows_names_and_contents(tmp_path: Path) -> None:
 def test_lists_are_data_on_standard_output(run: Callable[..., tuple[int, str, str]]) -> None:
     code, out, err = run("presets", "list", "--json")
     assert code == 0 and err == "" and json.loads(out)["nano"]
-    code, out, _ = run("presets", "show", "nano-vae", "--json", "--set", "train.steps=9")
-    assert json.loads(out)["train"]["steps"] == 9
+    code, out, _ = run("presets", "show", "nano-vae", "--json", "--set", "train.clips=9")
+    assert json.loads(out)["train"]["clips"] == 9
     code, out, _ = run("weights", "list", "--json")
     assert {row["name"]: row["installed"] for row in json.loads(out)["weights"]}["uniavgen"] is False
 

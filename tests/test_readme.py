@@ -87,6 +87,6 @@ def test_the_readme_names_every_extra() -> None:
     assert set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE)) == set(project["optional-dependencies"])
 
 
-def test_the_longest_clip_is_what_the_readme_says() -> None:
+def test_the_window_is_what_the_readme_says() -> None:
     nano = yaml.safe_load((ROOT / "presets" / "nano.yaml").read_text(encoding="utf-8"))["clip"]
-    assert f"at most {nano['max_frames'] / nano['fps']:.2f} s" in README
+    assert f"windows of {nano['max_frames'] / nano['fps']:.2f} s" in README

@@ -162,7 +162,6 @@ def test_one_vocabulary_may_serve_for_another(
         ("generate --face {m}/face.png --speech Hi. --language french", 2, "--language french is not known"),
         ("generate --face {m}/face.png --speech 你好 --language en", 3, "can't be said"),
         ("generate --face {m}/face.png --speech 。。。 --language zh", 3, "has no words"),
-        ("generate --face {m}/face.png --speech " + "今天天气很好" * 4, 3, "one clip of the preset"),
         ("dub {m}/talk.mp4 --speech " + "今天天气很好" * 2, 3, "there is room for"),
     ],
 )  # fmt: skip

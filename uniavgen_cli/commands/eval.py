@@ -46,9 +46,7 @@ def eval_(
     ] = None,
     probes: Annotated[
         Path | None,
-        o.Option(
-            "--probes", help="Where nano's probes are; weights/nano-probes by default.", metavar="FOLDER"
-        ),
+        o.Option("--probes", help="Where nano's probes are, if not among the weights.", metavar="FOLDER"),
     ] = None,
     train_probes: Annotated[
         bool, o.Option("--train-probes", help="Train the probes that are missing first, in some minutes.")
