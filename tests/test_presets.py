@@ -35,7 +35,7 @@ def test_a_preset_fits_the_classes_it_configures(name: str) -> None:
     assert max(model.interaction_blocks) < model.num_blocks
     assert preset.sampling.skip_block is None or preset.sampling.skip_block < model.num_blocks
     if preset.weights == "nano":  # the released checkpoint's codecs are configured by its own files
-        assert VideoVAEConfig(**preset.video_vae).latent_channels == 256
+        assert VideoVAEConfig(**preset.video_vae).latent_channels == 384
         assert CaptionConfig(**preset.caption).dim == 128
         assert VocoderConfig(**preset.vocoder).num_blocks > 0
 

@@ -23,7 +23,7 @@ CELL_SIZE = TEMPORAL_STRIDE * 3 * SPATIAL_STRIDE**2  # numbers a cell describes
 class VideoVAEConfig:
     """Sizes of the VAE; ValueError for more channels than a cell has numbers, or none."""
 
-    latent_channels: int = 256
+    latent_channels: int = 384
 
     def __post_init__(self) -> None:
         if not 1 <= self.latent_channels <= CELL_SIZE:
