@@ -4,18 +4,17 @@ One small network over the square around the face, which the opening reader's lo
 a few minutes on people that no model of ours trains on, worn as decoded frames are.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from uniavgen_cli.data.avatar import EMOTIONS
 from uniavgen_cli.evaluation.opening import Faces, OpeningReader, drawn_faces, worn
+from uniavgen_cli.evaluation.probes import Report, kept, taught, unheard
 
 SEED = 7_000_093  # apart from the seeds of model training
 SIDE = 64  # pixels of the square that is read
@@ -65,37 +64,23 @@ def train_expression_probe(
     num_people: int = 1500,
     batch_size: int = 48,
     seed: int = SEED,
-    report: Callable[[int, float], None] = lambda step, loss: None,
+    report: Report = unheard,
 ) -> ExpressionProbe:
     """A probe trained on `num_people` drawn for it; about five minutes on one core."""
     people = [drawn_faces(seed, number, num_frames=4) for number in range(num_people)]
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        probe = ExpressionProbe()
-        optimizer = torch.optim.AdamW(probe.parameters(), lr=2e-3, weight_decay=0.1)
-        for step in range(steps):
-            rng = np.random.default_rng([seed, num_people, step])
-            for group in optimizer.param_groups:
-                group["lr"] = 2e-3 * min(1.0, (step + 1) / 50) * (1 - step / steps) ** 0.7
-            loss = _loss(probe, people, batch_size, rng)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(probe.parameters(), 1.0)
-            optimizer.step()
-            report(step + 1, float(loss.detach()))
-    return probe.eval()
+    return taught(
+        ExpressionProbe,
+        lambda probe, rng: _loss(probe, people, batch_size, rng),
+        steps=steps,
+        seeds=(seed, num_people),
+        weight_decay=0.1,
+        report=report,
+    )
 
 
 def load_expression_probe(path: Path) -> ExpressionProbe:
     """The probe kept at `path`; trained and kept there first when the file is missing."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        trained = train_expression_probe()
-        save_file(trained.state_dict(), path)
-        return trained
-    probe = ExpressionProbe()
-    probe.load_state_dict(load_file(path))
-    return probe.eval()
+    return kept(path, ExpressionProbe, train_expression_probe)
 
 
 def _loss(probe: ExpressionProbe, people: list[Faces], batch_size: int, rng: np.random.Generator) -> Tensor:

@@ -5,7 +5,6 @@ worn as decoded frames are. Who it is, it learns from pairs of pictures of one p
 front of another wall and in another mood (contrastively, SimCLR's loss, arXiv 2002.05709).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +12,6 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from uniavgen_cli.data.avatar import (
@@ -26,6 +24,7 @@ from uniavgen_cli.data.avatar import (
 )
 from uniavgen_cli.data.identity import COLOURS, HAIRS, SKINS
 from uniavgen_cli.evaluation.opening import worn
+from uniavgen_cli.evaluation.probes import Report, kept, taught, unheard
 
 SEED = 7_000_057  # apart from the seeds of model training
 SIDE = 96  # pixels of the square that is looked at
@@ -128,37 +127,22 @@ def train_look_probe(
     num_people: int = 900,
     batch_size: int = 32,
     seed: int = SEED,
-    report: Callable[[int, float], None] = lambda step, loss: None,
+    report: Report = unheard,
 ) -> LookProbe:
     """A probe trained on `num_people` drawn for it, in pairs of pictures; about nine minutes on one core."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        probe = LookProbe()
-    optimizer = torch.optim.AdamW(probe.parameters(), lr=2e-3, weight_decay=0.05)
     people = [drawn_person(seed, number) for number in range(num_people)]
-    for step in range(steps):
-        rng = np.random.default_rng([seed, num_people, step])
-        for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * min(1.0, (step + 1) / 50) * (1 - step / steps) ** 0.7
-        loss = _loss(probe, people, batch_size, rng)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(probe.parameters(), 1.0)
-        optimizer.step()
-        report(step + 1, float(loss.detach()))
-    return probe.eval()
+    return taught(
+        LookProbe,
+        lambda probe, rng: _loss(probe, people, batch_size, rng),
+        steps=steps,
+        seeds=(seed, num_people),
+        report=report,
+    )
 
 
 def load_look_probe(path: Path) -> LookProbe:
     """The probe kept at `path`; trained and kept there first when the file is missing."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        trained = train_look_probe()
-        save_file(trained.state_dict(), path)
-        return trained
-    probe = LookProbe()
-    probe.load_state_dict(load_file(path))
-    return probe.eval()
+    return kept(path, LookProbe, train_look_probe)
 
 
 def _loss(probe: LookProbe, people: list[Person], batch_size: int, rng: np.random.Generator) -> Tensor:

@@ -5,7 +5,6 @@ reads the gap between the lips. They are trained here in under two minutes, on s
 ours trains on, worn as decoded frames are.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +12,11 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from uniavgen_cli.data.avatar import EMOTIONS, MOUTH_PARAMETERS, render, sample_identity, sample_motion
 from uniavgen_cli.data.voice import mouth_track, sample_sentence, time_phonemes
+from uniavgen_cli.evaluation.probes import Report, kept, taught, unheard
 
 SEED = 7_000_033  # apart from the seeds of model training
 LOCATE_SIDE = 64  # pixels of the short side of the picture in which the mouth is looked for
@@ -142,37 +141,25 @@ def train_opening_reader(
     num_speakers: int = 400,
     batch_size: int = 48,
     seed: int = SEED,
-    report: Callable[[int, float], None] = lambda step, loss: None,
+    report: Report = unheard,
 ) -> OpeningReader:
     """A reader trained on `num_speakers` drawn for it; under two minutes on one core."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        reader = OpeningReader()
-    optimizer = torch.optim.AdamW(reader.parameters(), lr=4e-3, weight_decay=0.01)
     speakers = [drawn_faces(seed, speaker) for speaker in range(num_speakers)]
-    for step in range(steps):
-        rng = np.random.default_rng([seed, num_speakers, step])
-        for group in optimizer.param_groups:
-            group["lr"] = 4e-3 * min(1.0, (step + 1) / 30) * (1 - step / steps) ** 0.7
-        loss = _loss(reader, speakers, batch_size, rng)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(reader.parameters(), 1.0)
-        optimizer.step()
-        report(step + 1, float(loss.detach()))
-    return reader.eval()
+    return taught(
+        OpeningReader,
+        lambda reader, rng: _loss(reader, speakers, batch_size, rng),
+        steps=steps,
+        seeds=(seed, num_speakers),
+        lr=4e-3,
+        warmup=30,
+        weight_decay=0.01,
+        report=report,
+    )
 
 
 def load_opening_reader(path: Path) -> OpeningReader:
     """The reader kept at `path`; trained and kept there first when the file is missing."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        trained = train_opening_reader()
-        save_file(trained.state_dict(), path)
-        return trained
-    reader = OpeningReader()
-    reader.load_state_dict(load_file(path))
-    return reader.eval()
+    return kept(path, OpeningReader, train_opening_reader)
 
 
 def _loss(reader: OpeningReader, speakers: list[Faces], batch_size: int, rng: np.random.Generator) -> Tensor:

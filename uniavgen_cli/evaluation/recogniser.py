@@ -4,14 +4,13 @@ It is trained here, on speech made from seeds that no model of ours trains on; r
 not understand the synthetic voice.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from uniavgen_cli.codecs import mel
@@ -24,6 +23,7 @@ from uniavgen_cli.data.voice import (
     sample_voice,
     speak,
 )
+from uniavgen_cli.evaluation.probes import Report, kept, taught, unheard
 
 SEED = 7_000_003  # apart from the seeds of model training
 _HOP_S = mel.HOP / mel.SAMPLE_RATE
@@ -140,32 +140,29 @@ def train_recogniser(
     num_clips: int = 3000,
     batch_size: int = 16,
     seed: int = SEED,
-    report: Callable[[int, float], None] = lambda step, loss: None,
+    report: Report = unheard,
 ) -> Recogniser:
     """A recogniser trained on `num_clips` sentences made for it; about three minutes on one core."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = Recogniser(config or RecogniserConfig())
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
     clips: dict[int, tuple[Tensor, Tensor]] = {}
-    for step in range(steps):
-        rng = np.random.default_rng([seed, step])
+
+    def loss(model: Recogniser, rng: np.random.Generator) -> Tensor:
         chosen = rng.integers(num_clips, size=batch_size).tolist()
         for index in chosen:
             if index not in clips:
                 clips[index] = labelled_clip(seed, index)
         mels, labels = _batch([clips[index] for index in chosen], rng)
-        for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * min(1.0, (step + 1) / 50) * (1 - step / steps) ** 0.7
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(mels)
-        loss = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-1)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        report(step + 1, float(loss.detach()))
-    return model.eval()
+        return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-1)
+
+    return taught(
+        lambda: Recogniser(config or RecogniserConfig()),
+        loss,
+        steps=steps,
+        seeds=(seed,),
+        weight_decay=0.01,
+        report=report,
+    )
 
 
 def labelled_clip(seed: int, index: int) -> tuple[Tensor, Tensor]:
@@ -178,14 +175,8 @@ def labelled_clip(seed: int, index: int) -> tuple[Tensor, Tensor]:
 
 def load_recogniser(path: Path, config: RecogniserConfig | None = None) -> Recogniser:
     """The recogniser kept at `path`; trained and kept there first when the file is missing."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        trained = train_recogniser(config)
-        save_file(trained.state_dict(), path)
-        return trained
-    model = Recogniser(config or RecogniserConfig())
-    model.load_state_dict(load_file(path))
-    return model.eval()
+    config = config or RecogniserConfig()
+    return kept(path, lambda: Recogniser(config), lambda: train_recogniser(config))
 
 
 def normalised_mel(samples: np.ndarray) -> Tensor:

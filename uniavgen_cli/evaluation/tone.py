@@ -4,20 +4,19 @@ One small network with two heads, trained here in a few minutes on voices and se
 trains on. Whose voice it is, it learns from pairs of other sentences in one voice (contrastively).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from uniavgen_cli.codecs import mel
 from uniavgen_cli.data.avatar import EMOTIONS
 from uniavgen_cli.data.voice import sample_sentence, sample_voice, speak
 from uniavgen_cli.evaluation.look import contrast
+from uniavgen_cli.evaluation.probes import Report, kept, taught, unheard
 from uniavgen_cli.evaluation.recogniser import normalised_mel
 
 SEED = 7_000_081  # apart from the seeds of model training
@@ -98,37 +97,22 @@ def train_tone_probe(
     num_voices: int = 700,
     batch_size: int = 24,
     seed: int = SEED,
-    report: Callable[[int, float], None] = lambda step, loss: None,
+    report: Report = unheard,
 ) -> ToneProbe:
     """A probe trained on `num_voices` made for it, in pairs of sentences; about three minutes on one core."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        probe = ToneProbe()
-    optimizer = torch.optim.AdamW(probe.parameters(), lr=2e-3, weight_decay=0.05)
     speakers = [spoken_voice(seed, number) for number in range(num_voices)]
-    for step in range(steps):
-        rng = np.random.default_rng([seed, num_voices, step])
-        for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * min(1.0, (step + 1) / 50) * (1 - step / steps) ** 0.7
-        loss = _loss(probe, speakers, batch_size, rng)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(probe.parameters(), 1.0)
-        optimizer.step()
-        report(step + 1, float(loss.detach()))
-    return probe.eval()
+    return taught(
+        ToneProbe,
+        lambda probe, rng: _loss(probe, speakers, batch_size, rng),
+        steps=steps,
+        seeds=(seed, num_voices),
+        report=report,
+    )
 
 
 def load_tone_probe(path: Path) -> ToneProbe:
     """The probe kept at `path`; trained and kept there first when the file is missing."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        trained = train_tone_probe()
-        save_file(trained.state_dict(), path)
-        return trained
-    probe = ToneProbe()
-    probe.load_state_dict(load_file(path))
-    return probe.eval()
+    return kept(path, ToneProbe, train_tone_probe)
 
 
 def _loss(probe: ToneProbe, speakers: list[Speaker], batch_size: int, rng: np.random.Generator) -> Tensor:
