@@ -205,6 +205,8 @@ def test_bad_input_is_found_before_torch_loads(media: Path) -> None:
         (["dub", str(media / "cut.mp4")], 3),
         (["generate", "--prompt", "x", "--speech", "hello", "-o", str(media / "talk.mp4")], 4),
         (["generate", "--preset", "uniavgen", "--face", str(media / "face.png"), "--speech", "hello"], 5),
+        (["animate", str(media / "face.png"), str(media / "speech.wav"), "--require-face"], 3),
+        (["dub", str(media / "talk.mp4"), "--require-face"], 3),
     ):
         done = subprocess.run(
             [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False

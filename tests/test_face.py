@@ -6,13 +6,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from uniavgen_cli.data.avatar import EMOTIONS, render, sample_identity, sample_motion
 from uniavgen_cli.errors import InputError, UsageError
-from uniavgen_cli.media import face
+from uniavgen_cli.media import drawn_faces, face
 from uniavgen_cli.media.face import Face, choose_face, describe_detectors, detect_faces, face_mask, overlap
-from uniavgen_cli.models.face_detector import FaceDetector, load_face_detector
-from uniavgen_cli.training.face_stage import batch, draw_pool, export, face_stage, loss
+from uniavgen_cli.training.face_stage import FaceDetector, batch, draw_pool, export, face_stage, loss
 
 UNSEEN = 1_000_000  # seeds of people whom no training drew
 SIZES = ((128, 128), (256, 256), (128, 224), (288, 160), (384, 384))
@@ -24,6 +24,13 @@ def unseen_avatar(number: int, height: int, width: int) -> tuple[np.ndarray, tup
     motion = sample_motion(rng, 1, 1.0, emotion)
     drawn = render(sample_identity(rng), emotion, rng.random((1, 7)) ** 2, motion, height=height, width=width)
     return drawn.frames[0], tuple(drawn.face_boxes[0])
+
+
+def loaded(path: Path) -> FaceDetector:
+    """The network as it learns, with the weights of a file."""
+    detector = FaceDetector()
+    detector.load_state_dict({name: value.float() for name, value in load_file(path).items()})
+    return detector.eval()
 
 
 # ---- masks and choices -----------------------------------------------------------
@@ -188,10 +195,21 @@ def test_a_loss_falls_with_the_truth_and_is_a_value_a_sample() -> None:
     pool = draw_pool(4, seed=5)
     drawn = batch(pool, np.random.default_rng(3), 5)
     untrained = loss(FaceDetector(), drawn, 0)
-    trained = loss(load_face_detector(face._drawn_weights()), drawn, 0)
+    trained = loss(loaded(face._drawn_weights()), drawn, 0)
     for name in ("where", "box"):
         assert untrained[name].shape == (5,)
         assert trained[name].mean() < 0.5 * untrained[name].mean()
+
+
+def test_what_was_learnt_is_computed_alike_without_torch() -> None:
+    frame = draw_pool(1, seed=5)[0][0][:128, :112]
+    path = face._drawn_weights()
+    with torch.inference_mode():
+        logits, boxes = loaded(path)(torch.from_numpy(frame).permute(2, 0, 1)[None] / 127.5 - 1)
+    scores, found = drawn_faces.look(drawn_faces.load(path), frame)
+    assert scores.shape == (16, 14) and scores.max() > 0.5
+    np.testing.assert_allclose(scores, logits[0].sigmoid(), atol=1e-4)
+    np.testing.assert_allclose(found, boxes[0], rtol=1e-3, atol=1e-2)
 
 
 def test_a_step_of_training_changes_every_weight(tmp_path: Path) -> None:
@@ -202,7 +220,7 @@ def test_a_step_of_training_changes_every_weight(tmp_path: Path) -> None:
         weight.grad is not None and weight.grad.abs().sum() > 0 for weight in stage.module.parameters()
     )
     export(stage.module.state_dict(), tmp_path / "face_detector.safetensors")
-    again = load_face_detector(tmp_path / "face_detector.safetensors")
+    again = loaded(tmp_path / "face_detector.safetensors")
     frames = stage.batch(1)["frames"]
     assert torch.allclose(again(frames)[0], stage.module(frames)[0], atol=0.02)
     assert (tmp_path / "face_detector.safetensors").stat().st_size < 300 * 1024

@@ -21,12 +21,12 @@ from uniavgen_cli.engine.windows import Window
 from uniavgen_cli.errors import InputError
 from uniavgen_cli.media.audio import read_audio
 from uniavgen_cli.media.face import choose_face, detect_faces, face_mask
-from uniavgen_cli.media.image import read_image
+from uniavgen_cli.media.image import read_image, resized
 from uniavgen_cli.media.readers import FrameReader, SoundReader, peak_of
 from uniavgen_cli.media.video import iter_frames, read_frames
 from uniavgen_cli.models.speech_text import pad_tokens
 from uniavgen_cli.models.uniavgen import Conditions
-from uniavgen_cli.shapes import ClipSpec, tokens_of_frames
+from uniavgen_cli.shapes import tokens_of_frames
 
 logger = logging.getLogger(__name__)
 Voice = tuple[Tensor, np.ndarray, str]
@@ -207,7 +207,9 @@ class Preparer:
         plan = self.plan
         spec, request = plan.spec, plan.request
         if plan.row.given_video == "first":
-            return None if request.face is None else _resized(read_image(request.face), spec)[None]
+            if request.face is None:
+                return None
+            return resized(read_image(request.face), spec.height, spec.width)[None]
         assert request.video is not None
         frames = read_frames(
             request.video,
@@ -284,14 +286,6 @@ def _context_sound(plan: Plan) -> np.ndarray:
         duration_s=plan.context_frames / spec.fps,
     )
     return np.pad(samples[:wanted], (0, max(0, wanted - len(samples))))
-
-
-def _resized(picture: np.ndarray, spec: ClipSpec) -> np.ndarray:
-    import cv2
-
-    shrinks = picture.shape[0] > spec.height
-    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LANCZOS4
-    return cv2.resize(picture, (spec.width, spec.height), interpolation=interpolation)
 
 
 def _as_video(frames: np.ndarray) -> Tensor:
@@ -381,10 +375,6 @@ def _face_prior(plan: Plan, picture: np.ndarray) -> Tensor | None:
     faces = detect_faces(picture)
     if faces:
         box = choose_face(faces, plan.request.face_index).box
-    elif plan.request.require_face:
-        raise InputError(
-            "no face was found in the picture", "give a clearer one, or leave out --require-face"
-        )
     else:
         logger.warning("no face was found; the middle of the picture is taken for it")
         box = (spec.width * 0.25, spec.height * 0.15, spec.width * 0.75, spec.height * 0.85)

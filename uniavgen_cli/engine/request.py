@@ -141,7 +141,10 @@ def check(request: Request, preset: Preset) -> Plan:
     Raises InputError or UsageError, in one line, for whatever would fail later.
     """
     with limits.lifted(request.unlimited):
-        return _planned(request, preset)
+        plan = _planned(request, preset)
+        if request.require_face:
+            _check_face(plan)
+        return plan
 
 
 def _planned(request: Request, preset: Preset) -> Plan:
@@ -267,6 +270,29 @@ def _planned(request: Request, preset: Preset) -> Plan:
         out_width=out_width,
         media=media,
     )
+
+
+def _check_face(plan: Plan) -> None:
+    """Raise InputError when the picture that is given, or a given video's first, shows no face."""
+    from uniavgen_cli.media.face import detect_faces  # OpenCV: only where it is asked
+    from uniavgen_cli.media.image import read_image, resized
+    from uniavgen_cli.media.video import read_frames
+
+    request, spec = plan.request, plan.spec
+    if request.face is not None:
+        picture = resized(read_image(request.face), spec.height, spec.width)
+    elif request.video is not None:
+        start_s = plan.context_start_s if request.task == "continue" else 0.0
+        first = read_frames(request.video, spec.fps, spec.height, spec.width, start_s=start_s, num_frames=1)
+        if not len(first):
+            raise InputError(f"{request.video} holds no picture", "give a video that plays")
+        picture = first[0]
+    else:
+        return
+    if not detect_faces(picture):
+        raise InputError(
+            "no face was found in the picture", "give a clearer one, or leave out --require-face"
+        )
 
 
 def _subtitles(request: Request) -> tuple[Subtitle, ...]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from uniavgen_cli.config import find_weights
 from uniavgen_cli.errors import InputError, UsageError
+from uniavgen_cli.media import drawn_faces
 
 PACKS = Path("~/.insightface/models")  # where insightface itself keeps its packs; nothing is downloaded
 _DRAWN_SCORE = 0.5
@@ -164,35 +165,21 @@ def _drawn(frame: np.ndarray) -> list[Face]:
     path = _drawn_weights()
     if not path.is_file():
         return []
-    import torch
-
-    from uniavgen_cli.models.face_detector import LONG_SIDE, MULTIPLE
-
     height, width, _ = frame.shape
-    scale = LONG_SIDE / max(height, width)
+    scale = drawn_faces.LONG_SIDE / max(height, width)
     small = cv2.resize(
         frame, (max(1, round(width * scale)), max(1, round(height * scale))), interpolation=cv2.INTER_AREA
     )
-    bottom, right = -small.shape[0] % MULTIPLE, -small.shape[1] % MULTIPLE
+    bottom, right = (-side % drawn_faces.MULTIPLE for side in small.shape[:2])
     small = cv2.copyMakeBorder(small, 0, bottom, 0, right, cv2.BORDER_REPLICATE)
-    with torch.inference_mode():
-        pixels = torch.from_numpy(small).permute(2, 0, 1)[None].float() / 127.5 - 1
-        logits, boxes = _drawn_model(path)(pixels)
-        scores = logits[0].sigmoid()
-        picked = (scores > _DRAWN_SCORE).nonzero(as_tuple=True)
-    found = zip(boxes[0][picked].tolist(), scores[picked].tolist(), strict=True)
+    scores, boxes = drawn_faces.look(drawn_faces.load(path), small)
+    picked = scores > _DRAWN_SCORE
+    found = zip(boxes[picked].tolist(), scores[picked].tolist(), strict=True)
     return _distinct([Face(box=_box(box, scale), score=score) for box, score in found])
 
 
 def _drawn_weights() -> Path:
     return find_weights("nano/face_detector.safetensors")
-
-
-@lru_cache(maxsize=1)
-def _drawn_model(path: Path) -> Any:
-    from uniavgen_cli.models.face_detector import load_face_detector
-
-    return load_face_detector(path)
 
 
 DETECTORS: dict[str, Callable[[np.ndarray], list[Face]]] = {

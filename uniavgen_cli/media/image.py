@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -102,3 +103,10 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     return np.array(image.convert("RGB"))
+
+
+def resized(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+    """A picture (h, w, 3) uint8 at another size."""
+    shrinks = picture.shape[0] > height
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LANCZOS4
+    return cv2.resize(picture, (width, height), interpolation=interpolation)

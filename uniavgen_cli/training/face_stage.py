@@ -12,13 +12,52 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from uniavgen_cli.data.avatar import EMOTIONS, MOUTH_PARAMETERS, render, sample_identity, sample_motion
-from uniavgen_cli.models.face_detector import LONG_SIDE, STRIDE, FaceDetector, cell_middles
+from uniavgen_cli.media.drawn_faces import GROUPS, LONG_SIDE, RARITY, STRIDE
 from uniavgen_cli.training.trainer import Batch, Stage
 
 MOST_FACES = 4
 _DRAWN_AT = ((128, 128), (160, 160), (128, 224), (208, 128))  # heights and widths of the pool's frames
 
 Drawing = tuple[np.ndarray, np.ndarray]  # a frame (h, w, 3) uint8 and its face's box (4,)
+
+
+class FaceDetector(nn.Module):
+    """Frames (b, 3, h, w) in [-1, 1] -> logits (b, h/8, w/8) and boxes (b, h/8, w/8, 4).
+
+    As it learns; `media/drawn_faces.py` computes the same from the weights, for pictures that are given.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(_conv(3, 16, stride=2), _conv(16, 24, stride=2), _conv(24, 40, stride=2))
+        self.down = _conv(40, 56, stride=2)
+        self.context = nn.ModuleList([_conv(56, 56, dilation=dilation) for dilation in (1, 2, 4)])
+        self.lateral = nn.Conv2d(40, 56, 1)
+        self.merge = _conv(56, 40)
+        self.head = nn.Conv2d(40, 5, 1)
+
+    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        fine = self.stem(frames)  # b 40 h/8 w/8
+        coarse = self.down(fine)  # b 56 h/16 w/16
+        for layer in self.context:
+            coarse = coarse + layer(coarse)
+        merged = self.merge(self.lateral(fine) + F.interpolate(coarse, scale_factor=2.0))
+        logits, distances = self.head(merged).split([1, 4], dim=1)
+        logits = logits - RARITY
+        reach = (
+            2 * STRIDE * distances.clamp(-4, 4).exp()
+        )  # from the cell's middle to left, top, right, bottom
+        left, top, right, bottom = reach.unbind(1)  # b h/8 w/8
+        rows, columns = cell_middles(logits.shape[2], logits.shape[3], frames.device)
+        boxes = torch.stack([columns - left, rows - top, columns + right, rows + bottom], dim=-1)
+        return logits[:, 0], boxes
+
+
+def cell_middles(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Pixel rows (h, 1) and columns (1, w) of the middles of the cells."""
+    rows = (torch.arange(height, device=device) + 0.5) * STRIDE
+    columns = (torch.arange(width, device=device) + 0.5) * STRIDE
+    return rows[:, None], columns[None, :]
 
 
 def face_stage(
@@ -234,3 +273,8 @@ def _disturbed(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         _, coded = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(25, 90))])
         picture[:] = cv2.imdecode(coded, cv2.IMREAD_COLOR)
     return picture
+
+
+def _conv(inputs: int, outputs: int, stride: int = 1, dilation: int = 1) -> nn.Sequential:
+    conv = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=dilation, dilation=dilation, bias=False)
+    return nn.Sequential(conv, nn.GroupNorm(GROUPS, outputs), nn.SiLU())
