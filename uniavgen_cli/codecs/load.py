@@ -1,6 +1,6 @@
 """The codecs of a preset, of either layout, from the files of its weights."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from uniavgen_cli.codecs.video_vae import VideoVAE, VideoVAEConfig
 from uniavgen_cli.codecs.vocoder import Vocoder, VocoderConfig
 from uniavgen_cli.config import LAYOUTS, Preset, weights_folder
 from uniavgen_cli.errors import WeightsError
+from uniavgen_cli.models.state_dict import load_weights
 
 
 def load_codecs(
@@ -21,17 +22,23 @@ def load_codecs(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     captions_device: str = "cpu",
+    load_captions: Callable[..., None] = load_weights,
 ) -> dict[str, Any]:
     """What is needed beside the joint model, by the names of Engine's arguments.
 
-    They are video_vae, vocoder and captions, and the released checkpoint's vocabulary; `dtype` and
-    `captions_device` are of its caption encoder. Raises WeightsError and UsageError.
+    They are video_vae, vocoder and captions, and the released checkpoint's vocabulary; `dtype`,
+    `captions_device` and `load_captions` are of its caption encoder. Raises WeightsError and UsageError.
     """
     if preset.layout == "released":
         from uniavgen_cli.codecs import released  # diffusers and transformers
 
         return released.load_codecs(
-            preset, files, device=device, dtype=dtype, captions_device=captions_device
+            preset,
+            files,
+            device=device,
+            dtype=dtype,
+            captions_device=captions_device,
+            load_captions=load_captions,
         )
     return {
         "video_vae": VideoVAE.load(files["video_vae"], VideoVAEConfig(**preset.video_vae)).to(device),

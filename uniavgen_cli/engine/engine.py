@@ -12,9 +12,7 @@ import numpy as np
 import torch
 
 from uniavgen_cli.codecs import CaptionReader, PictureCodec, SoundCodec
-from uniavgen_cli.codecs.caption import CaptionConfig, CaptionEncoder
-from uniavgen_cli.codecs.video_vae import VideoVAE, VideoVAEConfig
-from uniavgen_cli.codecs.vocoder import Vocoder, VocoderConfig
+from uniavgen_cli.codecs.load import load_codecs
 from uniavgen_cli.config import Preset, load_preset, weights_files, weights_folder
 from uniavgen_cli.diffusion.guidance import Guidance, Pass, batch_passes, guided
 from uniavgen_cli.diffusion.sampler import State, noise, sample
@@ -159,27 +157,18 @@ class Engine:
         mode, why = memory.mode_for(preset, runtime)
         logger.info("memory mode %s: %s", mode.name, why)
         load = memory.loader(mode)
-        parts: dict[str, Any]
+        parts = load_codecs(
+            preset,
+            files,
+            device=device,
+            dtype=dtype,
+            captions_device=memory.encoder_home(mode, device),
+            load_captions=load,
+        )
         if preset.layout == "released":
-            from uniavgen_cli.codecs.released import load_codecs  # diffusers and transformers
-
-            parts = load_codecs(
-                preset,
-                files,
-                device=device,
-                dtype=dtype,
-                captions_device=memory.encoder_home(mode, device),
-                load_captions=load,
-            )
             memory.tile(parts["video_vae"], mode)
             if mode.encoder == "stays" and device != "cpu":
                 parts["captions"].keep()
-        else:
-            parts = {
-                "video_vae": VideoVAE.load(files["video_vae"], VideoVAEConfig(**preset.video_vae)).to(device),
-                "vocoder": Vocoder.load(files["vocoder"], VocoderConfig(**preset.vocoder)).to(device),
-                "captions": CaptionEncoder.load(files["caption"], CaptionConfig(**preset.caption)),
-            }
         with torch.device("meta"):
             model = UniAVGen(UniAVGenConfig(**preset.model), runtime.attention.value).eval()
         load(model, files["joint"], device=memory.joint_home(mode, device), dtype=dtype)
