@@ -21,7 +21,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest $(PYTEST_FLAGS) -m 'not slow and not gpu and not network'
+	$(BIN)/python -m pytest $(PYTEST_FLAGS) -m 'not slow and not network'
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

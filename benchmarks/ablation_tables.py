@@ -18,12 +18,13 @@ GUIDANCE_COLUMNS = {
     "errors": "phoneme errors",
 }
 TRAINED_COLUMNS = {
-    "a2v_gain": "picture from sound",
-    "v2a_gain": "sound from picture",
-    "opening": "mouth and the true opening",
-    "opening_other": "and another's",
-    "iou": "M and the face",
+    "follows": "follows the other stream",
+    "other": "another clip's",
+    "iou_taught": "M and the face",
+    "iou": "at the end",
 }
+TRAINED_ALIKE = ("steps", "batch", "lr", "sizes", "side", "clips", "unseen")
+ASKED = {"a2v": "lips follow the sound (A2V)", "v2a": "sound follows the lips (V2A)"}
 COLOURS = ("#c2410c", "#0f766e", "#6d28d9", "#1d4ed8", "#64748b")
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 300, 56, 44, 16
 
@@ -32,7 +33,7 @@ def write(options: argparse.Namespace) -> None:
     """Write tables.md and the plots beside the rows of what was measured."""
     out: Path = options.out
     parts = []
-    if rows := read(out / "guidance.jsonl"):
+    if rows := alike(read(out / "guidance.jsonl"), ("weights", "steps", "seed")):
         parts.append("## Guidance\n\n" + guidance_table(rows))
         for key, title in (
             ("animate", "animate: mouth and true opening"),
@@ -40,21 +41,48 @@ def write(options: argparse.Namespace) -> None:
         ):
             (out / f"guidance-{key}.svg").write_text(lines_svg(rows, key, title), encoding="utf-8")
     if rows := read(out / "trained.jsonl"):
+        rows = [
+            row
+            for direction in ASKED
+            for row in alike([row for row in rows if row["direction"] == direction], TRAINED_ALIKE)
+        ]
         interaction = [row for row in rows if row["mask"] == "decaying"]
-        mask = [row for row in rows if row["a2v"] == row["v2a"] == "asymmetric"]
-        for name, chosen, keys in (
-            ("interaction", interaction, ("a2v", "v2a")),
-            ("mask", mask, ("mask",)),
-        ):
-            parts.append(f"## {name.capitalize()}\n\n" + trained_table(chosen, keys))
-            picture = dots_svg(chosen, keys, ("a2v_gain", "v2a_gain"), name)
+        mask = [row for row in rows if row["rule"] == "asymmetric"]
+        for name, chosen, key in (("interaction", interaction, "rule"), ("mask", mask, "mask")):
+            if not chosen:
+                continue
+            table = trained_table(chosen, key)
+            parts.append(f"## {name.capitalize()}\n\n{table}")
+            picture = dots_svg(chosen, key, name)
             (out / f"{name}.svg").write_text(picture, encoding="utf-8")
+            if options.page is not None:
+                fill(options.page, name, table)
+                plots = options.page.parent / "plots"
+                plots.mkdir(exist_ok=True)
+                (plots / f"{name}.svg").write_text(picture, encoding="utf-8")
     (out / "tables.md").write_text("\n".join(parts), encoding="utf-8")
 
 
+def fill(page: Path, name: str, table: str) -> None:
+    """Put a table and its plot between `<!-- name -->` and `<!-- /name -->` of a page."""
+    text = page.read_text(encoding="utf-8")
+    before, start, rest = text.partition(f"<!-- {name} -->\n")
+    _, end, after = rest.partition(f"<!-- /{name} -->")
+    if not (start and end):
+        raise SystemExit(f"{page} has no place for {name}: <!-- {name} --> and <!-- /{name} -->")
+    filled = f"{before}{start}\n{table}\n![{name}](plots/{name}.svg)\n\n{end}{after}"
+    page.write_text(filled, encoding="utf-8")
+
+
 def read(path: Path) -> list[Row]:
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines]
+    """The rows of a journal; a last one that a kill left half written is none."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [json.loads(line) for line in text.split("\n")[:-1]]
+
+
+def alike(rows: Sequence[Row], keys: Sequence[str]) -> list[Row]:
+    """The rows of runs like the last one, by these of their settings: others are no part of its table."""
+    return [row for row in rows if all(row.get(key) == rows[-1].get(key) for key in keys)]
 
 
 def grouped(rows: Sequence[Row], keys: Sequence[str]) -> dict[tuple[Any, ...], list[Row]]:
@@ -84,24 +112,26 @@ def guidance_table(rows: Sequence[Row]) -> str:
     return "\n".join([*lines, "", f"Mean and its standard error; {steps[0]} sampling steps.", ""])
 
 
-def trained_table(rows: Sequence[Row], keys: Sequence[str]) -> str:
-    """A line an arm: the mean over seeds and their standard deviation."""
-    columns = {key: title for key, title in TRAINED_COLUMNS.items() if any(key in row for row in rows)}
-    heads = {"a2v": "A2V", "v2a": "V2A", "mask": "mask"}
-    lines = [f"| {' | '.join(heads[key] for key in keys)} | " + " | ".join(columns.values()) + " | seeds |"]
-    lines.append("|---" * (len(columns) + len(keys) + 1) + "|")
-    for names, members in grouped(rows, keys).items():
-        cells = ["{:.4f} ± {:.4f}".format(*mean_and_spread(members, key)) for key in columns]
-        if "none" in names and "iou" in columns:
-            cells[list(columns).index("iou")] = "–"  # M is 1 everywhere
-        lines.append(f"| {' | '.join(names)} | " + " | ".join(cells) + f" | {len(members)} |")
-    one = rows[0]
-    clips = f"{one['clips']} clips learnt from, {one['unseen']} unseen"
-    about = (
-        f"Mean and standard deviation over seeds; {one['steps']} steps of {one['batch']} clips, "
-        f"{one['parameters'] / 1e6:.1f} M parameters, {clips}."
-    )
-    return "\n".join([*lines, "", about, ""])
+def trained_table(rows: Sequence[Row], arm: str) -> str:
+    """A line an arm of a direction: the mean over seeds and their standard deviation."""
+    lines = [f"| asked | {arm} | " + " | ".join(TRAINED_COLUMNS.values()) + " | seeds |"]
+    lines.append("|---" * (len(TRAINED_COLUMNS) + 3) + "|")
+    about = []
+    for (direction, name), members in grouped(rows, ("direction", arm)).items():
+        found = [mean_and_spread(members, key) for key in TRAINED_COLUMNS]
+        cells = [
+            f"{mean:.3f} ± {spread:.3f}" if len(members) > 1 else f"{mean:.3f}" for mean, spread in found
+        ]
+        if name == "none":
+            cells[2:] = "–", "–"  # M is 1 everywhere
+        lines.append(f"| {ASKED[direction]} | {name} | " + " | ".join(cells) + f" | {len(members)} |")
+    for (direction,), members in grouped(rows, ("direction",)).items():
+        one = members[0]
+        about.append(f"{ASKED[direction]}: {one['steps']} steps of {one['batch']} clips")
+    size = f"{one['parameters'] / 1e6:.1f} M parameters, {one['clips']} clips learnt from, "
+    size += f"{one['unseen']} unseen"
+    told = f"Mean and standard deviation over seeds. {'; '.join(about)}; {size}."
+    return "\n".join([*lines, "", told, ""])
 
 
 def lines_svg(rows: Sequence[Row], key: str, title: str) -> str:
@@ -124,27 +154,30 @@ def lines_svg(rows: Sequence[Row], key: str, title: str) -> str:
     return _svg(parts, title)
 
 
-def dots_svg(rows: Sequence[Row], keys: Sequence[str], figures: Sequence[str], title: str) -> str:
-    """Every seed as a dot and the mean as a bar, an arm a column, a colour a figure."""
-    groups = grouped(rows, keys)
-    y_of, ticks = _figures([row[key] for row in rows for key in figures] + [0.0])
+def dots_svg(rows: Sequence[Row], arm: str, title: str) -> str:
+    """Every seed as a dot and the mean as a bar, an arm a column, a colour a direction; grey its control."""
+    y_of, ticks = _figures([row[key] for row in rows for key in ("follows", "other")] + [0.0])
     parts = _frame(title, ticks, y_of)
-    step = (WIDTH - LEFT - 150) / max(1, len(groups))
-    for column, (names, members) in enumerate(groups.items()):
-        parts.append(_text(LEFT + 8 + column * step, HEIGHT - BOTTOM + 16, " / ".join(n[:5] for n in names)))
-        for number, key in enumerate(figures):
-            x, colour = LEFT + 22 + column * step + number * 18, COLOURS[number]
+    columns = list(grouped(rows, (arm,)))
+    step = (WIDTH - LEFT - 150) / max(1, len(columns))
+    for column, (name,) in enumerate(columns):
+        parts.append(_text(LEFT + 8 + column * step, HEIGHT - BOTTOM + 16, name))
+    for (direction, name), members in grouped(rows, ("direction", arm)).items():
+        number = list(ASKED).index(direction)
+        for key, colour in (("other", COLOURS[-1]), ("follows", COLOURS[number])):
+            x = LEFT + 18 + columns.index((name,)) * step + number * 36 + (12 if key == "other" else 0)
             mean, _ = mean_and_spread(members, key)
             parts.append(
-                f'<line x1="{x - 7:.1f}" x2="{x + 7:.1f}" y1="{y_of(mean):.1f}" y2="{y_of(mean):.1f}" '
+                f'<line x1="{x - 6:.1f}" x2="{x + 6:.1f}" y1="{y_of(mean):.1f}" y2="{y_of(mean):.1f}" '
                 f'stroke="{colour}" stroke-width="3"/>'
             )
             parts += [
                 f'<circle cx="{x:.1f}" cy="{y_of(row[key]):.1f}" r="3" fill="{colour}" fill-opacity="0.5"/>'
                 for row in members
             ]
-    for number, key in enumerate(figures):
-        parts.append(_text(WIDTH - 140, TOP + 20 + 18 * number, TRAINED_COLUMNS[key], COLOURS[number]))
+    for number, (direction, colour) in enumerate([*zip(ASKED, COLOURS, strict=False), ("", COLOURS[-1])]):
+        name = ASKED[direction].partition(" (")[0] if direction else "another clip's"
+        parts.append(_text(WIDTH - 140, TOP + 20 + 18 * number, name, colour))
     return _svg(parts, title)
 
 

@@ -1,7 +1,7 @@
 """What each part of the method brings at nano's size: guidance, interaction, face-aware mask.
 
     python benchmarks/ablations.py guidance --clips 8
-    python benchmarks/ablations.py trained --steps 600
+    python benchmarks/ablations.py trained --seeds 3
     python benchmarks/ablations.py tables
 
 `guidance` makes clips with the preset's own weights. `trained` teaches small models the same data for equal
@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,38 +25,36 @@ from typing import Any
 import numpy as np
 import soundfile
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import ablation_tables  # noqa: E402
+from ablation_clips import InOrder, drawn_clips, pixels_of  # noqa: E402
 from interactions import interacting  # noqa: E402
 
 from uniavgen_cli.codecs.caption import CaptionConfig, CaptionEncoder  # noqa: E402
 from uniavgen_cli.codecs.video_vae import VideoVAE, VideoVAEConfig  # noqa: E402
 from uniavgen_cli.config import Preset, load_preset, weights_files  # noqa: E402
-from uniavgen_cli.data import cache  # noqa: E402
 from uniavgen_cli.data.dataset import FPS, sample_clip  # noqa: E402
 from uniavgen_cli.data.voice import mouth_track, time_phonemes  # noqa: E402
-from uniavgen_cli.diffusion.guidance import Guidance, Pass, guided  # noqa: E402
-from uniavgen_cli.diffusion.sampler import Given, noise, sample  # noqa: E402
-from uniavgen_cli.diffusion.schedule import timesteps  # noqa: E402
+from uniavgen_cli.diffusion.sampler import State  # noqa: E402
 from uniavgen_cli.engine.engine import Engine  # noqa: E402
 from uniavgen_cli.engine.request import Request, check  # noqa: E402
+from uniavgen_cli.evaluation.instruments import find, probes_folder  # noqa: E402
 from uniavgen_cli.evaluation.mask import mask_iou  # noqa: E402
 from uniavgen_cli.evaluation.opening import OpeningReader, load_opening_reader  # noqa: E402
 from uniavgen_cli.evaluation.recogniser import edit_distance, load_recogniser, said  # noqa: E402
 from uniavgen_cli.evaluation.synchrony import correlation, heard_opening  # noqa: E402
-from uniavgen_cli.models.uniavgen import Conditions, UniAVGen, UniAVGenConfig  # noqa: E402
+from uniavgen_cli.models.uniavgen import JointOutput, UniAVGen, UniAVGenConfig  # noqa: E402
 from uniavgen_cli.training.joint_stage import (  # noqa: E402
-    EVEN_FROM,
     ClipBank,
     JointTraining,
     joint_forward,
     joint_stage,
 )
+from uniavgen_cli.training.trainer import Batch  # noqa: E402
 from uniavgen_cli.training.vae_stage import latent_importance  # noqa: E402
 
 logger = logging.getLogger("ablations")
@@ -69,21 +68,31 @@ GUIDANCES: dict[str, tuple[float, tuple[float, float]]] = {
     "modality-aware, then plain": (0.5, (0.0, 1.0)),  # what the released model does
     "modality-aware in an interval": (1.0, (0.0, 0.5)),
 }
-# Rules of A2V, of V2A, and the lesson of the mask; the last is the method's own.
-ARMS: tuple[tuple[str, str, str], ...] = (
-    ("global", "global", "decaying"),
-    ("symmetric", "symmetric", "decaying"),
-    ("symmetric", "asymmetric", "decaying"),
-    ("asymmetric", "symmetric", "decaying"),
-    ("asymmetric", "asymmetric", "none"),
-    ("asymmetric", "asymmetric", "unsupervised"),
-    ("asymmetric", "asymmetric", "fixed"),
-    ("asymmetric", "asymmetric", "decaying"),
+# The task in which a direction does all the work: the other stream is given.
+DIRECTIONS = {"v2a": "dub", "a2v": "animate"}
+# A direction, the rule by which it reads, and the lesson of the mask; the method's own is the third.
+ARMS: tuple[tuple[str, str, str], ...] = tuple(
+    (direction, rule, mask)
+    for direction in DIRECTIONS
+    for rule, mask in (
+        ("global", "decaying"),
+        ("symmetric", "decaying"),
+        ("asymmetric", "decaying"),
+        ("asymmetric", "none"),
+        ("asymmetric", "unsupervised"),
+        ("asymmetric", "fixed"),
+    )
 )
+SIDE = 64  # pixels of the pictures from which is learnt: faces are small, and as many cells tell them
 SMALL = {  # of the model that is taught; the rest is as the preset says
-    "video_dim": 96, "video_heads": 2, "video_ffn_dim": 256, "audio_dim": 96, "audio_heads": 2,
-    "audio_ffn_dim": 256, "num_blocks": 4, "interaction_blocks": [0, 2], "speech_text_dim": 64,
+    "video_dim": 64, "video_heads": 2, "video_ffn_dim": 128, "audio_dim": 64, "audio_heads": 2,
+    "audio_ffn_dim": 128, "num_blocks": 2, "interaction_blocks": [0, 1], "speech_text_dim": 32,
+    "speech_conv_blocks": 1, "patch": [1, 1, 1],
 }  # fmt: skip
+LATE = 0.95  # of the time at which a stream is asked for: nearly all noise, so that the other tells all
+# Nobody is told the words: what a stream knows of speech it has from the other. Most is learnt near LATE.
+LESSON: dict[str, Any] = {"dropped": 1.0, "carried": 0.0, "no_picture": 0.0, "shift": 20.0}
+MOUTH = 10.0  # times as much as in nano's own lessons the mouth weighs
 
 
 class Journal:
@@ -91,8 +100,7 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        self.rows: list[Row] = [json.loads(line) for line in lines]
+        self.rows: list[Row] = ablation_tables.read(path)
 
     def missing(self, **run: Any) -> bool:
         return not any(all(row.get(key) == value for key, value in run.items()) for row in self.rows)
@@ -100,8 +108,9 @@ class Journal:
     def add(self, row: Row) -> None:
         self.rows.append(row)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        beside = self.path.with_suffix(".part")
+        beside.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
+        beside.replace(self.path)
 
 
 # ---- guidance: no training -------------------------------------------------------------------------------
@@ -132,6 +141,7 @@ def measure_guidance(options: argparse.Namespace) -> None:
     longest = preset.clip.max_frames / preset.clip.fps
     side = preset.clip.short_side
     length = min(49, preset.clip.max_frames)
+    settings_of = {"weights": engine.weights_hash[:12], "steps": preset.sampling.steps, "seed": options.seed}
     drawn = (sample_clip(options.seed, i, lengths=(length,), sizes=((side, side),)) for i in range(10**6))
     fitting = (clip for clip in drawn if time_phonemes(clip.text)[-1].end_s + 0.5 <= longest)
     clips = list(islice(fitting, options.clips))
@@ -144,7 +154,8 @@ def measure_guidance(options: argparse.Namespace) -> None:
         # another sentence over the whole clip, as a control: silence at both ends alone makes openings alike
         unrelated = stretched_opening(other.text, len(truth.opening))
         for kind, scale, keys in settings(options.scales):
-            if not journal.missing(kind=kind, scale=scale, clip=index):
+            run = {"kind": kind, "scale": scale, "clip": index, **settings_of}
+            if not journal.missing(**run):
                 continue
             started = time.perf_counter()
             guided_preset = load_preset(options.preset, [*base, *keys])
@@ -157,17 +168,14 @@ def measure_guidance(options: argparse.Namespace) -> None:
             heard = heard_opening(generated.samples, len(lips), generated.fps, recogniser)
             meant = said(generated.plan.phonemes)
             journal.add(
-                {
-                    "kind": kind,
-                    "scale": scale,
-                    "clip": index,
+                run
+                | {
                     "animate": correlation(seen, truth.opening[: len(seen)]),
                     "animate_other": correlation(seen, unrelated[: len(seen)]),
                     "itself": correlation(lips, heard),
                     "itself_other": correlation(lips, stretched_opening(other.text, len(lips))),
                     "errors": edit_distance(recogniser.hear(generated.samples), meant) / len(meant),
                     "seconds": time.perf_counter() - started,
-                    "steps": preset.sampling.steps,
                     "threads": torch.get_num_threads(),
                 }
             )
@@ -193,50 +201,34 @@ def write_png(path: Path, picture: np.ndarray) -> None:
 # ---- interaction and mask: small models, equal steps -----------------------------------------------------
 
 
-def drawn_clips(path: Path, codec: VideoVAE, seed: int, count: int, side: int) -> list[cache.CachedClip]:
-    """Drawn clips of 33 frames as the model sees them, kept in the file `path`."""
-    if not path.exists():
-        tensors, texts = {}, {}
-        for index in range(count):
-            clip = sample_clip(seed, index, lengths=(33,), sizes=((side, side),))
-            arrays = {**cache.sound_arrays(clip), **cache.picture_arrays(clip, codec)}
-            tensors.update({f"{index}/{name}": value.contiguous() for name, value in arrays.items()})
-            texts[str(index)] = {
-                "text": clip.text, "reference_text": clip.reference_text, "caption": clip.caption.text,
-            }  # fmt: skip
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, path)
-        path.with_suffix(".json").write_text(json.dumps(texts), encoding="utf-8")
-    texts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    clips = [cache.CachedClip({}, texts[str(index)]) for index in range(len(texts))]
-    for key, value in load_file(path).items():
-        index, name = key.split("/")
-        clips[int(index)].tensors[name] = value
-    return clips[:count]
-
-
 def train_arm(
     preset: Preset,
     arm: tuple[str, str, str],
     seed: int,
     bank: ClipBank,
     importance: Tensor,
+    unseen: InOrder,
     options: argparse.Namespace,
-) -> UniAVGen:
-    """One model by one rule, from the weights and on the batches that all arms of a seed share."""
-    a2v, v2a, mask = arm
+) -> tuple[UniAVGen, float]:
+    """One model by one rule, from the weights and on the batches that all arms of a seed share.
+
+    With it the IoU of M and unseen faces when three quarters were done, and a decaying lesson not yet over.
+    """
+    direction, rule, mask = arm
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = UniAVGen(UniAVGenConfig(**{**preset.model, **options.sizes}))
-    interacting(model, a2v, v2a, masked=mask != "none").train()
+    rules = {"a2v": "asymmetric", "v2a": "asymmetric", direction: rule}
+    interacting(model, **rules, masked=mask != "none").train()
     how = JointTraining(
-        steps=options.steps,
+        steps=steps_of(direction, options),
         batch_size=options.batch,
         lr=options.lr,
         seed=seed,
         mask_weight=0.0 if mask in ("none", "unsupervised") else 0.1,
-        no_picture=0.0,
         bf16=False,
+        odds={DIRECTIONS[direction]: 1.0},
+        **LESSON,
     )
     stage = joint_stage(model, bank, how, importance=importance)
     optimizer = torch.optim.AdamW(model.parameters(), lr=how.lr, betas=(0.9, 0.99), weight_decay=0.01)
@@ -250,95 +242,57 @@ def train_arm(
         torch.stack([loss.mean() for loss in losses.values()]).sum().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        if step == 3 * how.steps // 4:
+            batch, made, _ = asked(model.eval(), direction, unseen)
+            taught = overlap(made, batch)
+            model.train()
         if step % 100 == 0:
             shown = {name: round(float(loss.detach().mean()), 3) for name, loss in losses.items()}
             logger.info("%s seed %d step %d %s", arm, seed, step, shown)
-    return model.eval()
+    return model.eval(), taught
 
 
 @torch.inference_mode()
-def gains(model: UniAVGen, bank: ClipBank, importance: Tensor, batches: int) -> Row:
-    """What each stream takes from the other, on unseen clips, and where the mask is.
+def followed(model: UniAVGen, direction: str, unseen: InOrder, codec: VideoVAE, reader: OpeningReader) -> Row:
+    """What one stream takes from the other, on unseen clips, and where the mask is.
 
-    `a2v_gain`: by how much the error of the mouth's velocity is less with the clip's own sound than with
-    another's, as a share of the latter; `v2a_gain`: the same of the mel's with its own picture. Above 0 the
-    other stream is understood, 0 it is not; higher is better. `iou` of M and the face's box, 0 to 1. `video`
-    and `audio` are the errors with the right other stream, lower is better.
+    The other is given whole, the one asked for in a step from nearly pure noise. Correlations over a clip's
+    time, -1 to 1, higher is better: `follows` of what is read of the answer with the truth, for A2V the
+    opening of the mouth in the decoded pixels, for V2A the mel's mean; `other` with the next clip's truth,
+    which nothing but what all clips have in common makes high. `iou` of M and the face's box, 0 to 1.
     """
-    sums = dict.fromkeys(("mouth", "mouth_other", "mel", "mel_other"), 0.0)
-    ious = []
-    for number in range(batches):
-        for task, given in (("animate", "mel"), ("dub", "latents")):
-            how = JointTraining(
-                steps=1, batch_size=4, seed=number, odds={task: 1.0}, dropped=1.0, no_picture=0.0
-            )
-            batch = joint_stage(model, bank, how).batch(number)
-            for wrong in (False, True):
-                turned = {**batch, given: batch[given].roll(1, 0)} if wrong else batch
-                if wrong and task == "dub":
-                    turned["reference_frame"] = batch["reference_frame"].roll(1, 0)
-                made, noises = joint_forward(model, turned)
-                if task == "animate":
-                    latents, first = batch["latents"], batch["given_video"]
-                    target = noises.video - latents
-                    # as the loss has it: small times would be all of the error of a clean picture
-                    share = (batch["t"] / batch["t"].clamp(min=EVEN_FROM)).view(-1, 1, 1, 1, 1)
-                    error = (share * (made.video[:, :, -latents.shape[2] :].float() - target)).square()
-                    error = (error * importance.view(-1, 1, 1, 1)).mean(1)[:, first:]
-                    mouth = batch["mouth_mask"][:, first:]
-                    sums["mouth_other" if wrong else "mouth"] += float((error * mouth).sum() / mouth.sum())
-                    if not wrong:
-                        masks = made.face_mask_logits.sigmoid()
-                        ious.append(float(mask_iou(masks, batch["face_mask"][:, None]).mean()))
-                else:
-                    mel = batch["mel"]
-                    error = made.audio[:, -mel.shape[1] :].float() - (noises.audio - mel)
-                    sums["mel_other" if wrong else "mel"] += float(error.square().mean())
+    batch, made, noises = asked(model, direction, unseen)
+    if direction == "v2a":
+        mel = batch["mel"]
+        clean = torch.lerp(mel, noises.audio, LATE) - LATE * made.audio[:, -mel.shape[1] :].float()
+        read, truths = clean.mean(-1).numpy(), mel.mean(-1).numpy()
+    else:
+        latents = batch["latents"]
+        velocity = made.video[:, :, -latents.shape[2] :].float()
+        clean = torch.lerp(latents, noises.video, LATE) - LATE * velocity
+        clean[:, :, :1] = latents[:, :, :1]  # is given
+        read = np.stack([reader.read(pixels_of(codec, one)) for one in clean])
+        truths = unseen.groups[0].tensors["opening"].numpy()
+    others = np.roll(truths, 1, axis=0)
     return {
-        "a2v_gain": 1 - sums["mouth"] / sums["mouth_other"],
-        "v2a_gain": 1 - sums["mel"] / sums["mel_other"],
-        "video": sums["mouth"] / batches,
-        "audio": sums["mel"] / batches,
-        "iou": float(np.mean(ious)),
+        "follows": float(np.mean([correlation(*pair) for pair in zip(read, truths, strict=True)])),
+        "other": float(np.mean([correlation(*pair) for pair in zip(read, others, strict=True)])),
+        "iou": overlap(made, batch),
     }
 
 
 @torch.inference_mode()
-def sampled_opening(
-    model: UniAVGen,
-    clips: Sequence[cache.CachedClip],
-    captions: Tensor,
-    codec: VideoVAE,
-    reader: OpeningReader,
-) -> Row:
-    """Clips animated from their first frame and sound, and the opening read from the decoded pixels.
+def asked(model: UniAVGen, direction: str, unseen: InOrder) -> tuple[Batch, JointOutput, State]:
+    """All unseen clips at LATE with the other stream given: the batch, the answer, the noise."""
+    (size,) = unseen.sizes
+    how = JointTraining(steps=1, batch_size=size, odds={DIRECTIONS[direction]: 1.0}, **LESSON)
+    batch = joint_stage(model, unseen, how).batch(0) | {"t": torch.full((size,), LATE)}
+    return batch, *joint_forward(model, batch)
 
-    Correlations with the drawn opening, -1 to 1: `opening` higher is better, `opening_other` (with the next
-    clip's) nearer 0.
-    """
-    read = []
-    for index, clip in enumerate(clips):
-        latents = clip.tensors["latents"].float().transpose(0, 1)[None]
-        mel = clip.tensors["mel"].float()[None]
-        given = Given(reference_frame=latents[:, :, :1], video=latents[:, :, :1], audio=mel)
-        silent = Conditions(
-            caption=captions[index : index + 1],
-            speech=torch.full((1, 10), -1),
-            speech_lengths=(10,),
-            phonemes=torch.zeros(mel.shape[:2], dtype=torch.int64),
-        )
-        one = Pass(conditions=silent, v2a=False)
-        times = timesteps(10, 5.0)
-        denoise = guided(model, Guidance(), times, given, one, one, batched=False)
-        state = given.put_back(sample(noise(latents.shape, mel.shape, index), times, denoise))
-        pixels = ((codec.decode(state.video)[0] + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        read.append(reader.read(pixels.permute(1, 2, 3, 0).numpy()))
-    truths = [clip.tensors["opening"].numpy() for clip in clips]
-    others = truths[1:] + truths[:1]
-    return {
-        "opening": float(np.mean([correlation(*pair) for pair in zip(read, truths, strict=True)])),
-        "opening_other": float(np.mean([correlation(*pair) for pair in zip(read, others, strict=True)])),
-    }
+
+def overlap(made: JointOutput, batch: Batch) -> float:
+    """The mean IoU of M above 0.5 with the face's box, 0 to 1."""
+    return float(mask_iou(made.face_mask_logits.sigmoid(), batch["face_mask"][:, None]).mean())
 
 
 def measure_trained(options: argparse.Namespace) -> None:
@@ -348,33 +302,42 @@ def measure_trained(options: argparse.Namespace) -> None:
     files = weights_files(preset)
     codec = VideoVAE.load(files["video_vae"], VideoVAEConfig(**preset.video_vae))
     captions = CaptionEncoder.load(files["caption"], CaptionConfig(**preset.caption))
-    importance, side = latent_importance(codec), preset.clip.short_side
+    importance = latent_importance(codec)
+    patch = options.sizes.get("patch", preset.model["patch"])
+    drawn = partial(drawn_clips, codec=codec, side=options.side, patch=patch)
     logger.info("drawing %d clips, where they are not there yet", options.clips + options.unseen)
-    learnt = drawn_clips(options.out / "learnt.safetensors", codec, DATA_SEED, options.clips, side)
-    unseen = drawn_clips(options.out / "unseen.safetensors", codec, UNSEEN_SEED, options.unseen, side)
-    bank, unseen_bank = ClipBank(learnt, captions), ClipBank(unseen, captions)
-    few = unseen[: options.sampled]
-    reader = load_opening_reader(options.reader) if few else None
-    with torch.inference_mode():
-        told = captions.encode([clip.texts["caption"] for clip in few]) if few else torch.empty(0)
+    learnt = drawn(options.out / "learnt.safetensors", seed=DATA_SEED, count=options.clips)
+    unseen = drawn(options.out / "unseen.safetensors", seed=UNSEEN_SEED, count=options.unseen)
+    for clip in learnt:
+        clip.tensors["mouth_mask"] = MOUTH * clip.tensors["mouth_mask"]
+    bank, unseen_bank = ClipBank(learnt, captions), InOrder(unseen, captions)
+    reader = load_opening_reader(options.reader)
+    settings = {name: getattr(options, name) for name in ("batch", "lr", "sizes", "side", "clips", "unseen")}
+    # seed by seed, so that a run that is cut leaves whole rows of every arm
     for seed in range(options.seeds):
         for arm in options.arms:
-            run = dict(zip(("a2v", "v2a", "mask"), arm, strict=True)) | {"seed": seed, "steps": options.steps}
+            run = dict(zip(("direction", "rule", "mask"), arm, strict=True)) | settings
+            run |= {"seed": seed, "steps": steps_of(arm[0], options)}
             if not journal.missing(**run):
                 continue
-            started = time.perf_counter()
-            model = train_arm(preset, arm, seed, bank, importance, options)
-            row = run | {
-                "seconds": time.perf_counter() - started,
-                "clips": len(learnt),
-                "unseen": len(unseen),
-            }
-            row |= gains(model, unseen_bank, importance, options.batches)
-            if reader is not None:
-                row |= sampled_opening(model, few, told, codec, reader)
-            row |= {"parameters": sum(p.numel() for p in model.parameters()), "batch": options.batch}
+            started = time.process_time()
+            model, taught = train_arm(preset, arm, seed, bank, importance, unseen_bank, options)
+            row = run | {"seconds": time.process_time() - started, "iou_taught": taught}
+            row |= followed(model, arm[0], unseen_bank, codec, reader)
+            row |= {"parameters": sum(p.numel() for p in model.parameters())}
             journal.add(row)
             logger.info("%s", row)
+
+
+def steps_of(direction: str, options: argparse.Namespace) -> int:
+    """Of training; equal for all arms of a direction."""
+    return int(options.v2a_steps if direction == "v2a" else options.a2v_steps)
+
+
+def instrument(name: str) -> Path:
+    """Where a probe is, or would be kept; as `uniavgen eval` has it."""
+    folder = probes_folder()
+    return find(folder).get(name, folder / f"{name}.safetensors")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -391,25 +354,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for sub in (guidance := part("guidance", measure_guidance), trained := part("trained", measure_trained)):
         sub.add_argument("--preset", default="nano")
         sub.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as in the commands")
-        sub.add_argument("--reader", type=Path, default=Path("outputs/instruments/opening.safetensors"))
-    guidance.add_argument(
-        "--recogniser", type=Path, default=Path("outputs/instruments/recogniser.safetensors")
-    )
+        sub.add_argument("--reader", type=Path, default=instrument("opening"), help="trained if not there")
+    guidance.add_argument("--recogniser", type=Path, default=instrument("recogniser"), help="likewise")
     guidance.add_argument("--clips", type=int, default=8, help="at least 2")
     guidance.add_argument("--scales", type=float, nargs="+", default=[1.5, 2.0, 3.0])
     guidance.add_argument("--steps", type=int, help="of sampling (default: the preset's)")
     guidance.add_argument("--seed", type=int, default=UNSEEN_SEED, help="of the clips drawn")
-    trained.add_argument("--steps", type=int, default=600, help="of training, for every arm")
+    trained.add_argument("--v2a-steps", type=int, default=150, help="of training, for every arm of V2A")
+    trained.add_argument("--a2v-steps", type=int, default=600, help="likewise of A2V")
     trained.add_argument("--seeds", type=int, default=3)
-    trained.add_argument("--clips", type=int, default=256, help="drawn to learn from")
+    trained.add_argument("--clips", type=int, default=192, help="drawn to learn from")
     trained.add_argument("--unseen", type=int, default=32, help="drawn to measure on")
-    trained.add_argument("--batches", type=int, default=16, help="of 4 unseen clips, for each figure")
-    trained.add_argument("--sampled", type=int, default=8, help="unseen clips that are animated; 0: none")
-    trained.add_argument("--batch", type=int, default=4)
-    trained.add_argument("--lr", type=float, default=1e-3)
+    trained.add_argument("--side", type=int, default=SIDE, help="of the pictures, in pixels")
+    trained.add_argument("--batch", type=int, default=8)
+    trained.add_argument("--lr", type=float, default=3e-3)
     trained.add_argument("--arms", type=int, nargs="+", help=f"some of 0 to {len(ARMS) - 1} (default: all)")
     trained.add_argument("--sizes", type=json.loads, default=SMALL, help="of the model, as JSON")
-    part("tables", ablation_tables.write)
+    tables = part("tables", ablation_tables.write)
+    tables.add_argument("--page", type=Path, help="whose tables of what was trained are put in place")
     options = parser.parse_args(arguments)
     if "arms" in options:
         options.arms = [ARMS[number] for number in options.arms] if options.arms else list(ARMS)

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,8 @@ SIZES = {"full": ("736x1312", "480x832"), "tiny": ("64x96",)}
 FRAMES = {"full": 81, "tiny": 17}
 SKIP_BLOCK = {"full": 11, "tiny": 3}
 GUIDANCE = {"video_scale": 3.0, "audio_scale": 2.0, "modality_fraction": 0.5}
-FLOAT32_PARTS = ("time_", "modulation", "norm")  # of weights' names, as models/state_dict.py has them
 VIDEO_PARTS = ("blocks.", "head.", "patch", "text_embedding_video.", "time_embedding.", "time_projection.")
+FLOAT32_PARTS = ("time_", "modulation", "norm")  # of weights' names, as models/state_dict.py has them
 TIMES = (1000.0, 500.0, 0.0)  # two steps: one before and one after modality-aware guidance joins the branches
 CONTEXT_FRAMES = 37  # of a clip that goes on
 REFERENCE_S = 5.36  # of a voice, with its silence
@@ -211,19 +212,19 @@ def _attention_flops(kinds: dict[str, int]) -> int:
     return sum(flops for kind, flops in kinds.items() if "attention" in kind)
 
 
-def weight_bytes(name: str) -> dict[str, int]:
-    """Parameters, and bytes in bfloat16 but for what stays float32, of each part of the model."""
+def weight_bytes(name: str) -> dict[str, Any]:
+    """Parameters of each part of the model, and bytes in bfloat16 but for what stays float32."""
     model = build(UniAVGenConfig(**CONFIGS[name]))  # type: ignore[arg-type]
-    parts = {"parameters": 0, "video branch": 0, "audio branch": 0, "interaction": 0}
+    parts = {"video branch": [0, 0], "audio branch": [0, 0], "interaction": [0, 0]}
     for key, tensor in model.named_parameters():
-        part = "interaction" if key.startswith(("a2v", "v2a")) else "audio branch"
-        if key.startswith(
-            ("blocks", "head.", "patch", "text_embedding_video", "time_embedding.", "time_projection.")
-        ):
-            part = "video branch"
-        parts["parameters"] += tensor.numel()
-        parts[part] += tensor.numel() * held_as(key, tensor).itemsize
-    return parts
+        part = "video branch" if key.startswith(VIDEO_PARTS) else "audio branch"
+        part = "interaction" if key.startswith(("a2v", "v2a")) else part
+        parts[part][0] += tensor.numel()
+        parts[part][1] += tensor.numel() * held_as(key, tensor).itemsize
+    whole = [sum(column) for column in zip(*parts.values(), strict=True)]
+    return {
+        part: {"parameters": n, "bytes": size} for part, (n, size) in {"joint model": whole, **parts}.items()
+    }
 
 
 # ---- measured ----------------------------------------------------------------------------------------------
@@ -249,7 +250,7 @@ def seconds(call: Callable[[], Any], device: str, repeats: int) -> float:
 
 def _wait(device: str) -> None:
     if device != "cpu":
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
 
 
 def matrix_rate(device: str, side: int) -> float:
@@ -261,10 +262,13 @@ def matrix_rate(device: str, side: int) -> float:
 def measured(
     name: str, spec: ClipSpec, tasks: Sequence[str], device: str, repeats: int
 ) -> Iterator[dict[str, Any]]:
-    config = UniAVGenConfig(**CONFIGS[name])  # type: ignore[arg-type]
-    flops = {(row["task"], row["form"]): row["tflop_a_step"] for row in counted(name, spec, tasks)}
+    """A row a case; what does not fit the device has no figures."""
+    # the modes and kernels are compared at `generate`, whether it was asked for or not
+    flops = {
+        (row["task"], row["form"]): row["tflop_a_step"]
+        for row in counted(name, spec, list(dict.fromkeys([*tasks, "generate"])))
+    }
     rate = matrix_rate(device, 8192 if name == "full" else 256)
-    autocast: AbstractContextManager[Any] = torch.autocast(torch.device(device).type, torch.bfloat16)
     cases = [(task, "ours", "resident", "sdpa") for task in tasks]
     cases += [
         ("generate", "ours, one batch", "resident", "sdpa"),
@@ -273,34 +277,54 @@ def measured(
     cases += [("generate", "ours", mode, "sdpa") for mode in ("8-bit", "streamed")]
     if _xformers_works(device):
         cases += [("generate", "ours", "resident", "xformers")]
-    models: dict[tuple[str, str], UniAVGen] = {}
-    for task, form, mode, attention in cases:
-        if (mode, attention) not in models:
-            models.clear()  # one of them fills the device
-            models[mode, attention] = build(config, attention, eight_bits=mode == "8-bit")
-            fill(models[mode, attention], "cpu" if mode == "streamed" else device)
-        model = models[mode, attention]
-        work = Work(row=TASKS[task], spec=spec, config=config, skip_block=SKIP_BLOCK[name], device=device)
-        if device != "cpu":
-            torch.cuda.reset_peak_memory_stats()
-        try:
-            with torch.inference_mode(), autocast, ready(model, mode, device), torch.device(device):
-                called: Any = Textbook(model) if form == "textbook" else model
-                steps = work.steps(called, batched=form == "ours, one batch")
-                step_s = sum(seconds(step, device, repeats) for step in steps) / len(steps)
-        except torch.OutOfMemoryError:
-            yield {"task": task, "form": form, "mode": mode, "attention": attention, "seconds": None}
-            continue
-        yield {
-            "task": task,
-            "form": form,
-            "mode": mode,
-            "attention": attention,
-            "seconds": step_s,
-            "peak_gib": torch.cuda.max_memory_allocated() / 2**30 if device != "cpu" else None,
-            "share_of_matrix_rate": flops[task, form] / step_s / rate,
-            "matrix_tflop_s": rate,
-        }
+    config = UniAVGenConfig(**CONFIGS[name])  # type: ignore[arg-type]
+    for mode, attention in dict.fromkeys((mode, attention) for _, _, mode, attention in cases):
+        model = _filled(config, mode, attention, device)
+        for task, form in [case[:2] for case in cases if case[2:] == (mode, attention)]:
+            row: dict[str, Any] = {"task": task, "form": form, "mode": mode, "attention": attention}
+            work = Work(row=TASKS[task], spec=spec, config=config, skip_block=SKIP_BLOCK[name], device=device)
+            found = _measure(model, work, form, mode, repeats) if model is not None else None
+            if found is None:
+                yield row | {"seconds": None}
+                continue
+            step_s, peak = found
+            yield row | {
+                "seconds": step_s,
+                "peak_gib": peak,
+                "share_of_matrix_rate": flops[task, form] / step_s / rate,
+                "matrix_tflop_s": rate,
+            }
+        del model  # one of them fills the device
+
+
+def _filled(config: UniAVGenConfig, mode: str, attention: str, device: str) -> UniAVGen | None:
+    """A model with random weights where the mode has them; None when the device is too small."""
+    model = build(config, attention, eight_bits=mode == "8-bit")
+    try:
+        fill(model, "cpu" if mode == "streamed" else device)
+    except torch.OutOfMemoryError:
+        return None
+    return model
+
+
+def _measure(model: UniAVGen, work: Work, form: str, mode: str, repeats: int) -> tuple[float, Any] | None:
+    """Seconds a step and the peak in GiB, which a CPU does not tell; None when the device is too small.
+
+    A function of its own, so that nothing of one case is left on the device for the next.
+    """
+    device = work.device
+    autocast: AbstractContextManager[Any] = torch.autocast(torch.device(device).type, torch.bfloat16)
+    if device != "cpu":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    try:
+        with torch.inference_mode(), autocast, ready(model, mode, device), torch.device(device):
+            called: Any = Textbook(model) if form == "textbook" else model
+            steps = work.steps(called, batched=form == "ours, one batch")
+            step_s = sum(seconds(step, device, repeats) for step in steps) / len(steps)
+    except torch.OutOfMemoryError:
+        return None
+    return step_s, torch.cuda.max_memory_allocated(device) / 2**30 if device != "cpu" else None
 
 
 def _xformers_works(device: str) -> bool:
@@ -316,6 +340,13 @@ def _xformers_works(device: str) -> bool:
     return True
 
 
+def _xformers_version() -> str | None:
+    try:
+        return version("xformers")
+    except PackageNotFoundError:
+        return None
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="What a step of the full-size joint model costs.")
     parser.add_argument("--count", action="store_true", help="operations and bytes, without a GPU")
@@ -327,7 +358,15 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     about = {"torch": torch.__version__, "config": given.config, "frames": FRAMES[given.config]}
     if not given.count and given.device != "cpu":
-        about["device"] = torch.cuda.get_device_name()
+        if not torch.cuda.is_available():
+            parser.error(
+                "there is no CUDA device: --count needs none, --config tiny --device cpu tries it out"
+            )
+        about |= {
+            "device": torch.cuda.get_device_name(given.device),
+            "cuda": torch.version.cuda,
+            "xformers": _xformers_version(),
+        }
     print(json.dumps({**about, **weight_bytes(given.config)}))
     tasks = given.task or [name for name in TASKS if "-" not in name or name == "generate-voice"]
     for size in given.size or SIZES[given.config]:

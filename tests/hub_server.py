@@ -31,6 +31,7 @@ class Hub(ThreadingHTTPServer):
         self.lost = ""  # a path it lists and does not have
         self.status = 0  # what it answers for every file
         self.names_only = False  # it lists names without sizes
+        self.page = b""  # what it sends in place of a list
         self.requests: list[tuple[str, str, str | None, str | None]] = []  # verb, path, range, authorization
         self.reached = threading.Event()  # set where it cuts or waits
 
@@ -118,6 +119,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def _listing(self, repo: str, commit: str, files: dict[str, bytes]) -> None:
+        if self.server.hub.page:
+            return self._json(self.server.hub.page)
         siblings = []
         for name, content in files.items():
             one: dict[str, object] = {"rfilename": name}
@@ -126,7 +129,9 @@ class _Handler(BaseHTTPRequestHandler):
                 if len(content) >= LARGE:
                     one["lfs"] = {"sha256": _sha256(content), "size": len(content), "pointerSize": 100}
             siblings.append(one)
-        body = json.dumps({"id": repo, "sha": commit, "siblings": siblings}).encode()
+        self._json(json.dumps({"id": repo, "sha": commit, "siblings": siblings}).encode())
+
+    def _json(self, body: bytes) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from joint_inputs import FRAMES, PER_FRAME, TOKENS, audio_stream, conditions, on, tiny_model, video_stream
 from tiny_model import write_tiny_preset
+from two_processes import captions_of
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -104,44 +105,80 @@ def test_without_a_mask_all_of_the_picture_takes_part() -> None:
     assert torch.allclose(open_mask.video, steered.video, atol=1e-4)
 
 
-def test_small_models_are_taught_by_every_rule_and_a_cut_run_goes_on(tmp_path: Path) -> None:
+def test_small_models_are_taught_by_every_rule_and_a_cut_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ablations, "load_opening_reader", lambda path: OpeningReader().eval())
     preset, out = str(write_tiny_preset(tmp_path)), tmp_path / "out"
-    sizes = json.dumps({"num_blocks": 2, "interaction_blocks": [0]})
+    sizes = json.dumps({"num_blocks": 2, "interaction_blocks": [0], "patch": [1, 1, 1]})
     arguments = [
-        "trained", "--preset", preset, "--out", str(out), "--steps", "2", "--seeds", "1", "--clips", "4",
-        "--unseen", "4", "--batches", "1", "--batch", "2", "--sampled", "0", "--sizes", sizes,
+        "trained", "--preset", preset, "--out", str(out), "--v2a-steps", "2", "--a2v-steps", "3",
+        "--seeds", "1", "--clips", "4", "--unseen", "3", "--batch", "2", "--sizes", sizes,
     ]  # fmt: skip
     ablations.main([*arguments, "--arms", "0", "4"])
     assert len((out / "trained.jsonl").read_text().splitlines()) == 2
     ablations.main(arguments)
     rows = ablation_tables.read(out / "trained.jsonl")
-    assert {(row["a2v"], row["v2a"], row["mask"]) for row in rows} == set(ablations.ARMS) and len(rows) == 8
+    assert len(rows) == len(ablations.ARMS) == 12
+    assert {(row["direction"], row["rule"], row["mask"]) for row in rows} == set(ablations.ARMS)
     assert len({row["parameters"] for row in rows}) == 1
     for row in rows:
-        assert -1 < row["a2v_gain"] < 1 and -1 < row["v2a_gain"] < 1 and 0 <= row["iou"] <= 1
-    ablations.main(["tables", "--out", str(out)])
+        assert all(-1 <= row[name] <= 1 for name in ("follows", "other")) and 0 <= row["iou"] <= 1
+        assert row["steps"] == (2 if row["direction"] == "v2a" else 3)
+    # a table is of runs alike: those of another rate are a table of their own
+    ablations.main([*arguments, "--lr", "0.5", "--arms", "7"])
+    rows = ablation_tables.read(out / "trained.jsonl")
+    assert len(rows) == 13 and len(ablation_tables.alike(rows, ablation_tables.TRAINED_ALIKE)) == 1
+    ablations.main([*arguments[:-2], "--sizes", sizes, "--arms", "7"])  # is there: nothing is added
+    (out / "trained.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows[:12]) + '{"direction": "a'
+    )
+    assert len(ablation_tables.read(out / "trained.jsonl")) == 12  # a row half written is none
+    page = tmp_path / "page.md"
+    empty = "".join(f"<!-- {name} -->\nNot measured.\n<!-- /{name} -->\n" for name in ("interaction", "mask"))
+    page.write_text(f"Before.\n{empty}After.\n")
+    ablations.main(["tables", "--out", str(out), "--page", str(page)])
+    filled = page.read_text()
+    assert filled.startswith("Before.\n<!-- interaction -->\n\n| asked | rule |") and filled.endswith(
+        "\nAfter.\n"
+    )
+    assert "![interaction](plots/interaction.svg)" in filled and "Not measured" not in filled
+    assert (tmp_path / "plots" / "mask.svg").read_text().startswith("<svg")
     text = (out / "tables.md").read_text()
-    assert "| global | global |" in text and "| decaying |" in text and "2 steps of 2 clips" in text
+    assert "(A2V) | global |" in text and "(V2A) | decaying |" in text and "2 steps of 2 clips" in text
     assert (out / "interaction.svg").read_text().startswith("<svg") and (out / "mask.svg").exists()
 
 
-def test_a_sampled_clip_is_read(tmp_path: Path) -> None:
-    from uniavgen_cli.codecs.caption import CaptionConfig, CaptionEncoder
+def test_what_follows_is_read_of_the_right_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that knew the answer follows its own clip and not another's."""
     from uniavgen_cli.codecs.video_vae import VideoVAE, VideoVAEConfig
     from uniavgen_cli.config import load_preset
     from uniavgen_cli.models.uniavgen import UniAVGen, UniAVGenConfig
 
     preset = load_preset(write_tiny_preset(tmp_path))
     codec = VideoVAE(VideoVAEConfig(**preset.video_vae)).eval()
-    clips = ablations.drawn_clips(tmp_path / "unseen.safetensors", codec, 5, 2, 64)
-    assert torch.equal(
-        ablations.drawn_clips(tmp_path / "unseen.safetensors", codec, 5, 2, 64)[1].tensors["mel"],
-        clips[1].tensors["mel"],
-    )
-    told = CaptionEncoder(CaptionConfig(**preset.caption), ()).encode(["a man", "a woman"]).detach()
     model = UniAVGen(UniAVGenConfig(**preset.model)).eval()
-    row = ablations.sampled_opening(model, clips, told, codec, OpeningReader().eval())
-    assert set(row) == {"opening", "opening_other"} and all(-1 <= value <= 1 for value in row.values())
+    clips = ablations.drawn_clips(tmp_path / "unseen.safetensors", codec, 5, 3, 64, [1, 2, 2])
+    again = ablations.drawn_clips(tmp_path / "unseen.safetensors", codec, 5, 3, 64, [1, 2, 2])
+    assert all(torch.equal(a.tensors["mel"], b.tensors["mel"]) for a, b in zip(clips, again, strict=True))
+    smaller = ablations.drawn_clips(tmp_path / "unseen.safetensors", codec, 5, 2, 64, [1, 1, 1])
+    assert len(smaller) == 2 and smaller[0].tensors["face_mask"].shape == (9, 4, 4)
+    truths = iter([clip.tensors["opening"].numpy() for clip in clips])
+    reader = OpeningReader().eval()
+    monkeypatch.setattr(reader, "read", lambda frames: next(truths))
+
+    def knowing(module: torch.nn.Module, batch: dict[str, object]) -> object:
+        made, noises = forward(module, batch)
+        mel = batch["mel"]
+        assert isinstance(mel, torch.Tensor)
+        return replace(made, audio=noises.audio - mel), noises
+
+    forward = ablations.joint_forward
+    monkeypatch.setattr(ablations, "joint_forward", knowing)
+    unseen = ablations.InOrder(clips, captions_of(preset))
+    for direction, most in (("a2v", 0.9), ("v2a", 0.99)):
+        row = ablations.followed(model, direction, unseen, codec, reader)
+        assert row["follows"] == pytest.approx(1, abs=1e-3) and row["other"] < most and 0 <= row["iou"] <= 1
 
 
 def test_guidance_is_measured_on_the_same_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,6 +204,8 @@ def test_guidance_is_measured_on_the_same_clips(tmp_path: Path, monkeypatch: pyt
     assert len(rows) == 2 * (1 + len(ablations.GUIDANCES))
     ablations.main(arguments)
     assert len(ablation_tables.read(out / "guidance.jsonl")) == len(rows)
+    earlier = json.dumps(rows[0] | {"weights": "others"})
+    (out / "guidance.jsonl").write_text("\n".join([earlier, *map(json.dumps, rows)]) + "\n")  # is left out
     ablations.main(["tables", "--out", str(out)])
     text = (out / "tables.md").read_text()
     assert text.count("\n| ") == 2 + len(ablations.GUIDANCES) and "2 sampling steps" in text

@@ -133,6 +133,15 @@ def test_a_turned_head_moves_its_features_and_a_blink_closes_the_eyes() -> None:
     assert white[0] > white[1]
 
 
+def test_a_calmer_head_moves_less_about_the_same_place() -> None:
+    motion = sample_motion(np.random.default_rng(0), 80, 16, "happy")
+    calm = motion.calmer(0.25)
+    for lively, less in ((motion.yaw, calm.yaw), (motion.sway, calm.sway), (motion.brow, calm.brow)):
+        np.testing.assert_allclose(less.std(0), 0.25 * lively.std(0))
+        np.testing.assert_allclose(less.mean(0), lively.mean(0), atol=1e-12)
+    assert calm.blink is motion.blink and calm.gaze is motion.gaze
+
+
 def test_motion_is_slow_and_blinks_come() -> None:
     motion = sample_motion(np.random.default_rng(0), 160, 16, "neutral")
     for angle in (motion.yaw, motion.pitch, motion.roll):

@@ -61,6 +61,7 @@ def test_good_files_pass_their_checks(good: Path) -> None:
 @pytest.mark.parametrize("check", [probe, require_video, require_sound, require_image])
 def test_what_is_no_file(tmp_path: Path, check: Callable[[Path], MediaInfo]) -> None:
     assert "no file" in refusal(check, tmp_path / "missing.mp4")
+    assert "is an address" in refusal(check, Path("https://example.org/a.mp4"))
     assert "is a folder" in refusal(check, tmp_path)
     (tmp_path / "empty.mp4").touch()
     assert "empty (0 bytes)" in refusal(check, tmp_path / "empty.mp4")

@@ -164,20 +164,24 @@ def test_a_second_run_makes_what_is_missing_or_changed_and_nothing_else(given: P
 
 
 def test_failures_are_listed_and_not_fatal_unless_asked(given: Path) -> None:
+    shutil.copytree(given / "tiny", given / "broken")
+    os.truncate(given / "broken" / "vocoder.safetensors", 1000)
+    text = (given / "tiny.yaml").read_text()
+    (given / "broken.yaml").write_text(text.replace(str(given / "tiny"), str(given / "broken")))
     (given / "failing.yaml").write_text(
         "defaults: {duration: 0.5, preset: tiny.yaml}\n"
         "jobs:\n"
-        "- {task: generate, speech: Hello., duration: 1, voice: silence.wav, output: bad}\n"
+        "- {task: generate, prompt: A man, preset: broken.yaml, output: bad}\n"
         "- {task: generate, prompt: A man, output: good}\n"
     )
     done = run(given, "failing.yaml", "failing")
-    assert done.returncode == 3
+    assert done.returncode == 5
     assert done.stdout == "failing/good.mp4\n" and list(clips(given / "failing")) == ["good.mp4"]
-    assert "failed bad.mp4 (failing.yaml:3): the voice silence.wav is silent" in done.stderr
+    assert "failed bad.mp4 (failing.yaml:3): " in done.stderr and "vocoder.safetensors" in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: 1 of 2 jobs failed; ")
     assert "Traceback" not in done.stderr
     done = run(given, "failing.yaml", "fast", "--fail-fast")
-    assert done.returncode == 3 and "1 not begun" in done.stderr and clips(given / "fast") == {}
+    assert done.returncode == 5 and "1 not begun" in done.stderr and clips(given / "fast") == {}
 
 
 @pytest.mark.parametrize("made", [pytest.param(0, marks=pytest.mark.slow), 2])

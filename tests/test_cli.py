@@ -408,6 +408,19 @@ def test_progress_is_silent_when_nobody_watches(capsys: pytest.CaptureFixture[st
     assert captured.out == captured.err == ""
 
 
+def test_progress_says_which_window_is_made_in_one_bar(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_output, "is_terminal", lambda: True)
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as where a person watches
+    with _output.progress(quiet=False) as progress:
+        progress("sampling, window 1 of 9", 0, 18)
+        progress("sampling, window 2 of 9", 2, 18)
+    last = capsys.readouterr().err.rpartition("window")[2]
+    assert "2 of 9" in last and "2/18" in last and last.count("/18") == 1
+
+
 def test_the_four_commands_name_their_common_options_alike() -> None:
     from uniavgen_cli.commands import animate, continue_, dub, generate
 

@@ -18,7 +18,7 @@ from uniavgen_cli.data.dataset import sample_clip
 from uniavgen_cli.data.voice import time_phonemes
 from uniavgen_cli.engine.engine import Engine
 from uniavgen_cli.engine.provenance import hash_file, to_tags
-from uniavgen_cli.evaluation import cases, figures, instruments, parts, runner
+from uniavgen_cli.evaluation import cases, figures, instruments, parts, report, runner
 from uniavgen_cli.evaluation.expression import ExpressionProbe
 from uniavgen_cli.evaluation.look import LookProbe
 from uniavgen_cli.evaluation.opening import OpeningReader
@@ -165,6 +165,49 @@ def test_a_sound_alone_is_measured(run: Run) -> None:
     (clip,) = json.loads(out)["clips"]
     assert clip["metrics"]["voice"] == pytest.approx(1, abs=1e-3)
     assert clip["left_out"]["motion"] == "it has no picture"
+    assert "whose voice it is is not known" in clip["left_out"]["emotion_heard"]
+
+
+def test_what_is_broken_in_a_folder_is_left_out_and_the_rest_measured(run: Run, tmp_path: Path) -> None:
+    whole = sample_clip(77, 0, lengths=(33, 49), sizes=[(128, 128)])
+    (tmp_path / "mixed").mkdir()
+    soundfile.write(tmp_path / "mixed" / "a.wav", whole.samples, 24_000)
+    (tmp_path / "mixed" / "b.mp4").write_text("these are words")
+    code, out, err = run("mixed", "--probes", "{g}/probes", "--json")
+    answer = json.loads(out)
+    assert code == 0 and [Path(clip["path"]).name for clip in answer["clips"]] == ["a.wav"]
+    assert any("b.mp4" in warning for warning in answer["warnings"]) and "b.mp4" in err
+    assert run("mixed/a.wav", "mixed/b.mp4", "--probes", "{g}/probes")[0] == 3
+    (tmp_path / "mixed" / "a.wav").unlink()
+    assert run("mixed", "--probes", "{g}/probes")[0] == 3
+
+
+def test_a_clip_that_breaks_off_within_is_measured_as_far_as_it_goes(run: Run, given: Path) -> None:
+    frames = np.random.default_rng(0).integers(0, 255, (33, 64, 64, 3)).astype(np.uint8)
+    tone = np.sin(np.arange(49_500) / 10).astype(np.float32) / 4
+    write_clip(Path("whole.mp4"), frames, tone, 16, 24_000)
+    opened = runner.open_clip(Path("whole.mp4"))
+    Path("whole.mp4").write_bytes(b"gone since")
+    measured = runner.measure(opened, instruments.Instruments())
+    assert not measured.values and set(measured.left_out) == {metric.key for metric in runner.METRICS}
+    assert "whole.mp4" in measured.left_out["motion"] and "whole.mp4" in measured.left_out["loudness"]
+    assert "Left out" in "".join(report.clips_body([measured]))
+
+
+def test_nanos_own_voice_is_heard_whoever_is_seen(run: Run, given: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (33, 64, 64, 3)).astype(np.uint8)
+    said = sample_clip(77, 0, lengths=(33, 49), sizes=[(128, 128)])
+    for task, heard in (("generate", True), ("animate", False)):
+        record = {
+            "uniavgen": "0", "ai_generated": True, "task": task, "preset": "nano", "base": "nano",
+            "voice_given": False, "left_out": [], "options": {"face": "gone.png", "speech": said.text},
+            "inputs": {"face": "0"},
+        }  # fmt: skip
+        write_clip(Path(f"{task}.mp4"), noise, said.samples[:49_500], 16, 24_000, to_tags(record))
+        code, out, err = run(f"{task}.mp4", "--probes", "{g}/probes", "--json")
+        (clip,) = json.loads(out)["clips"]
+        assert code == 0 and ("phoneme_errors" in clip["metrics"]) is heard, err
+        assert "drawn people alone" in clip["left_out"]["identity"]
 
 
 def test_photographs_are_not_held_against_drawn_people(run: Run, tmp_path: Path) -> None:
@@ -189,6 +232,7 @@ def test_photographs_are_not_held_against_drawn_people(run: Run, tmp_path: Path)
         (3, "holds no clip", "{g}/probes"),
         (3, "no file", "missing.mp4 --probes {g}/probes"),
         (3, "is a picture", "{g}/face.png --probes {g}/probes"),
+        (3, "gone.wav", "{g}/clips --voice gone.wav --probes {g}/probes"),
         (4, "doesn't end in .html", "{g}/clips -o report.pdf"),
     ],
 )

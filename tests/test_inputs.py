@@ -11,11 +11,12 @@ from PIL import Image, ImageCms
 
 from uniavgen_cli.config import load_preset
 from uniavgen_cli.engine.request import Request, check
-from uniavgen_cli.errors import InputError
+from uniavgen_cli.errors import InputError, OutputError
 from uniavgen_cli.media import limits
 from uniavgen_cli.media.audio import read_audio
 from uniavgen_cli.media.image import read_image
 from uniavgen_cli.media.probe import probe, require_image, require_sound, require_video
+from uniavgen_cli.media.readers import is_silent, spoken_part
 from uniavgen_cli.media.video import read_frames, read_metadata, write_animated, write_clip, write_dub
 
 RATE = 24_000
@@ -241,6 +242,64 @@ def test_speech_is_mixed_over_the_old_sound(tmp_path: Path) -> None:
         tmp_path / "p.mp4", video, new, RATE, keep_sound=True
     )  # with no old sound it is the speech
     assert np.corrcoef(read_audio(plain)[: len(new)], new)[0, 1] > 0.95
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_dub_is_as_long_as_what_was_given_also_where_its_sound_goes_on(keep: bool, tmp_path: Path) -> None:
+    video = make_video(tmp_path / "video.mp4", seconds=1, sound=False)
+    soundfile.write(tmp_path / "old.wav", 0.2 * noise(3, 44_100), 44_100)
+    source = tmp_path / "v.mp4"
+    ffmpeg("-i", video, "-i", tmp_path / "old.wav", "-c:v", "copy", "-c:a", "aac", source)
+    new = 0.3 * noise(2.5, RATE, seed=1)
+    made = write_dub(tmp_path / "d.mp4", source, new, RATE, keep_sound=keep)
+    before, after = probe(source), probe(made)
+    assert after.duration_s == pytest.approx(before.duration_s, abs=0.01)
+    assert after.video is not None and after.video.duration_s == pytest.approx(1.0, abs=0.01)
+    heard = read_audio(made)
+    late = slice(2 * RATE, round(2.4 * RATE))  # nothing of what is said after the last picture is lost
+    assert np.corrcoef(heard[late], new[late])[0, 1] > 0.7
+    assert (np.abs(heard[round(2.6 * RATE) : round(2.9 * RATE)]).max() > 0.05) == keep
+
+
+def test_a_picture_that_no_one_could_play_there_is_refused(tmp_path: Path) -> None:
+    source = make_video(tmp_path / "v.mov", encode=("-c:v", "qtrle", "-c:a", "aac"))
+    with pytest.raises(OutputError, match=r"can't hold the qtrle video as it is; end it in \.mov"):
+        write_dub(tmp_path / "d.mkv", source, noise(1, RATE), RATE)
+    assert [path.name for path in tmp_path.iterdir()] == ["v.mov"]
+    assert write_dub(tmp_path / "d.mov", source, noise(1, RATE), RATE).is_file()
+
+
+def test_a_picture_that_begins_before_the_file_is_kept_where_that_can_be_said(tmp_path: Path) -> None:
+    long = make_video(tmp_path / "long.mp4", seconds=2)  # one key frame: a cut is no more than a note of it
+    source = tmp_path / "cut.mp4"
+    ffmpeg("-ss", 0.5, "-i", long, "-c", "copy", source)
+    assert probe(source).duration_s == pytest.approx(1.5, abs=0.05)
+    with pytest.raises(OutputError, match=r"as it is; end it in \.mp4"):
+        write_dub(tmp_path / "d.mkv", source, noise(1, RATE), RATE)
+    made = probe(write_dub(tmp_path / "d.mp4", source, noise(1, RATE), RATE))
+    assert made.duration_s == pytest.approx(1.5, abs=0.05)
+
+
+@pytest.mark.parametrize("seconds", [0.5, 3.0, 40.0])
+def test_a_voice_is_read_from_where_it_speaks_whatever_its_length(seconds: float, tmp_path: Path) -> None:
+    sound = 0.001 * noise(25, RATE)  # longer than is read at once
+    said = slice(4 * RATE, 21 * RATE)
+    sound[said] += 0.5 * noise(17, RATE, seed=1)
+    soundfile.write(tmp_path / "voice.wav", sound, RATE, subtype="FLOAT")
+    loud = np.flatnonzero(np.abs(sound) > 0.01 * np.abs(sound).max())
+    part, whole_s = spoken_part(tmp_path / "voice.wav", RATE, seconds, 0.01)
+    truth = sound[loud[0] : loud[-1] + 1]
+    assert np.array_equal(part, truth[: round(seconds * RATE)].astype(np.float32))
+    assert whole_s == len(truth) / RATE
+
+
+def test_silence_is_told_from_sound(tmp_path: Path) -> None:
+    late = np.zeros(14 * RATE)
+    soundfile.write(tmp_path / "silence.wav", late, RATE)
+    late[-RATE:] = 0.01 * noise(1, RATE)
+    soundfile.write(tmp_path / "late.wav", late, RATE)
+    assert is_silent(tmp_path / "silence.wav", RATE) and not is_silent(tmp_path / "late.wav", RATE)
+    assert not len(spoken_part(tmp_path / "silence.wav", RATE, 3.0, 0.01)[0])
 
 
 def pictures() -> dict[str, dict]:

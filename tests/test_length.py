@@ -1,6 +1,7 @@
 """Clips of several windows on an untrained, tiny model: continuous, repeatable, and taken up again."""
 
 import json
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from uniavgen_cli.engine.drift import loudness
 from uniavgen_cli.engine.engine import Clip, Engine
 from uniavgen_cli.engine.reel import _quietest, _same_level
 from uniavgen_cli.engine.request import Request, check
+from uniavgen_cli.errors import OutputError
 from uniavgen_cli.media.probe import probe
 from uniavgen_cli.media.video import write_clip
 
@@ -238,6 +240,17 @@ def test_ctrl_c_says_how_many_windows_are_kept_and_the_same_command_takes_them_u
         assert sum(1 for _ in container.decode(video=0)) == 80
 
 
+def test_progress_names_the_window(engine: Engine, given: Path, tmp_path: Path) -> None:
+    stages: list[str] = []
+    clip = engine.run(requests(given)["generate"], progress=lambda stage, done, total: stages.append(stage))
+    clip.save(tmp_path / "a.mkv", progress=lambda stage, done, total: stages.append(stage))
+    count = len(clip.plan.windows)
+    for index in range(count):
+        assert f"sampling, window {index + 1} of {count}" in stages
+        assert f"writing, window {index + 1} of {count}" in stages
+    clip.close()
+
+
 def test_sound_goes_over_where_it_is_quietest() -> None:
     loud = np.ones(24_000, np.float32)
     loud[9600:10_800] = 0.01  # 50 ms
@@ -257,3 +270,28 @@ def test_loudness_is_that_of_the_standard() -> None:
     assert loudness(sine, RATE) == pytest.approx(-3.01, abs=0.1)
     assert loudness(np.concatenate([sine / 10, np.zeros(3 * RATE)]), RATE) == pytest.approx(-23.0, abs=0.3)
     assert loudness(np.zeros(RATE), RATE) is None
+
+
+@pytest.mark.slow
+def test_a_full_disk_keeps_the_windows_that_are_whole(engine: Engine, given: Path, tmp_path: Path) -> None:
+    request = requests(given)["generate-voice"]
+    whole = written(engine.run(request), tmp_path / "whole.mp4")
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(small)], capture_output=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip("needs the right to mount a small disk")
+    try:
+        with pytest.raises(OutputError, match=r"no space left on the disk in .*; 2 of \d windows are kept"):
+            engine.run(request, keep_in=small)
+        (folder,) = small.iterdir()
+        assert sorted(path.name for path in folder.iterdir()) == ["00000.safetensors", "00001.safetensors"]
+        subprocess.run(["mount", "-o", "remount,size=5m", str(small)], check=True)
+        clip = engine.run(request, keep_in=small)
+        assert written(clip, small / "again.mp4") == whole
+        clip.close()
+        assert [path.name for path in small.iterdir()] == ["again.mp4"]
+    finally:
+        subprocess.run(["umount", str(small)], check=True)

@@ -18,9 +18,17 @@ from uniavgen_cli.commands.plan import parse_memory
 from uniavgen_cli.config import load_preset, preset_names
 from uniavgen_cli.engine import costs, eight_bit, memory
 from uniavgen_cli.engine.counting import count, with_shapes_only, without_values
-from uniavgen_cli.engine.engine import Engine
-from uniavgen_cli.engine.streaming import layers_of, on_device_meanwhile, streamed
-from uniavgen_cli.errors import OutOfMemoryError, UsageError
+from uniavgen_cli.engine.engine import Engine, _fitting
+from uniavgen_cli.engine.streaming import (
+    Stream,
+    _in_one_piece,
+    _Piece,
+    layers_of,
+    on_device_meanwhile,
+    pinned_bytes,
+    streamed,
+)
+from uniavgen_cli.errors import OutOfMemoryError, UsageError, known
 from uniavgen_cli.models.state_dict import FLOAT32_PARTS
 from uniavgen_cli.models.uniavgen import UniAVGen, UniAVGenConfig
 from uniavgen_cli.runtime import Choice, Runtime
@@ -32,6 +40,7 @@ GIB = 2**30
 COSTS = memory.Costs(
     joint=13 * GIB,
     joint_streamed=1 * GIB,
+    joint_pinned=15 * GIB,
     joint_8bit=7 * GIB,
     encoder=11 * GIB,
     encoder_8bit=6 * GIB,
@@ -101,16 +110,76 @@ def test_streamed_layers_give_the_same_and_only_two_are_there() -> None:
     inputs = video_stream(2), audio_stream(2), conditions(12, 10), on(2)
     with torch.inference_mode():
         before = model(*inputs)
-        host = [parameter.data_ptr() for parameter in model.parameters()]
+        host = places(model)
         with streamed(model, "cpu") as stream:
             assert _elsewhere(model, host) == _outside(model)  # lent, but for the layers
             for _ in range(2):
                 after = model(*inputs)
             assert stream.most_here == 2 < len(layers_of(model))
-        assert [parameter.data_ptr() for parameter in model.parameters()] == host
+        assert _elsewhere(model, host).isdisjoint(_outside(model))
+        host = places(model)
+        for layer in layers_of(model):  # now in one piece each
+            assert len({tensor.untyped_storage().data_ptr() for tensor in layer.state_dict().values()}) == 1
+        with streamed(model, "cpu"):
+            model(*inputs)
+        assert places(model) == host  # which the next window finds
         again = model(*inputs)
     for one in (after, again):
         assert torch.equal(one.video, before.video) and torch.equal(one.audio, before.audio)
+
+
+def test_a_piece_is_in_host_memory_wherever_tensors_are_made() -> None:
+    tensors = [torch.arange(5.0), torch.tensor(2, dtype=torch.int8), torch.ones(3, 2, dtype=torch.bfloat16)]
+    with torch.device("meta"):  # as the benchmark makes its inputs on the GPU
+        piece = _in_one_piece(tensors, pinned=False)
+        again = _in_one_piece(tensors, pinned=False)
+    assert piece.device.type == again.device.type == "cpu" and again.data_ptr() == piece.data_ptr()
+    assert tensors[0].tolist() == [0, 1, 2, 3, 4] and tensors[1] == 2 and tensors[2].tolist() == [[1, 1]] * 3
+    assert all(tensor.data_ptr() % 2 == 0 and not tensor.is_inference() for tensor in tensors)
+
+
+def test_a_layer_is_let_go_once_it_has_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is asked of a GPU runs later: before more is brought or taken away, that is waited for."""
+    told: list[str] = []
+
+    def wait(stream: Stream) -> None:
+        told.append(f"wait with {len(stream._copied)}")
+        wait_really(stream)
+
+    def take_back(piece: _Piece) -> None:
+        told.append("take back")
+        take_back_really(piece)
+
+    wait_really, take_back_really = Stream._wait, _Piece.take_back
+    monkeypatch.setattr(Stream, "_wait", wait)
+    monkeypatch.setattr(_Piece, "take_back", take_back)
+    model = tiny_model()
+    with torch.inference_mode(), streamed(model, "cpu"):
+        model(video_stream(), audio_stream(), conditions(12), on())
+    # layer 0 before layer 2 comes, layer 1 before the next pass's first, and the last two
+    assert told == ["wait with 2", "take back"] * 2 + ["wait with 2", "take back", "take back"]
+
+
+def test_a_device_that_is_full_leaves_the_weights_where_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Halfway through lending a model: the same engine may go on with a smaller clip."""
+    model = tiny_model()
+    host, left = places(model), iter([None] * 5)
+    really = torch.Tensor.to
+
+    def full(tensor: torch.Tensor, *arguments: object, **options: object) -> torch.Tensor:
+        if options.get("copy") and next(left, "none") == "none":
+            raise torch.OutOfMemoryError("out of memory")
+        return really(tensor, *arguments, **options)
+
+    monkeypatch.setattr(torch.Tensor, "to", full)
+    for place in (on_device_meanwhile, streamed):
+        with pytest.raises(torch.OutOfMemoryError), place(model, "cpu"):
+            model(video_stream(), audio_stream(), conditions(12), on())
+        assert _elsewhere(model, host).isdisjoint(_outside(model))
+
+
+def places(model: torch.nn.Module) -> list[int]:
+    return [parameter.data_ptr() for parameter in model.parameters()]
 
 
 def _elsewhere(model: UniAVGen, host: list[int]) -> set[str]:
@@ -224,7 +293,8 @@ def test_a_stage_is_the_sum_of_what_is_there() -> None:
     assert there["decoding"].gpu == 3 * GIB + 22 * GIB + memory.CONTEXT_BYTES
     assert there["sampling"].host == 13 * GIB  # where the joint model waits, and is lent from
     there = {stage.name: stage for stage in memory.stages(COSTS, memory.mode_named("streamed"), "cuda")}
-    assert there["captions"].host == (13 + 11) * GIB and there["captions"].gpu < 4 * GIB
+    assert there["captions"].host == (15 + 11) * GIB and there["captions"].gpu < 4 * GIB
+    assert [pinned_bytes(size) for size in (0, 1, 4096, 4097, GIB - 1)] == [0, 1, 4096, 8192, GIB]
 
 
 def test_every_presets_mode_is_one_that_runs() -> None:
@@ -378,3 +448,61 @@ def test_the_engine_runs_in_the_presets_mode_and_guides_its_interval(tmp_path: P
     unguided = made("sampling.video_guidance=1", "sampling.audio_guidance=1")
     assert np.array_equal(unguided, made("sampling.guidance_to=0"))
     assert not np.array_equal(unguided, guided)
+
+
+class Full:
+    """A part that asks for more memory than any machine has, in torch's own words."""
+
+    def __call__(self, *_: object, **__: object) -> None:
+        torch.empty(2**58, dtype=torch.uint8)
+
+
+def test_memory_that_runs_out_names_the_next_smaller_mode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While weights are loaded, while a clip is made, and whatever class torch gives it."""
+    path = str(write_tiny_preset(tmp_path))
+    engine = Engine.from_preset(path, ["runtime.memory=tiled"])
+    monkeypatch.setattr(engine, "model", SimpleNamespace(config=engine.model.config, modules=lambda: ()))
+    monkeypatch.setattr(memory, "apply_mode", Full())
+    with pytest.raises(
+        OutOfMemoryError, match="frames of 64x64 do not fit the memory of cpu; take a smaller"
+    ):
+        engine.generate("a woman", speech="Hello.", steps=1, seed=1)
+    with pytest.raises(OutOfMemoryError, match="memory of cuda; --set runtime.memory=8-bit needs less"):
+        with _fitting("a clip", engine.mode, "cuda"):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    with pytest.raises(RuntimeError, match="shapes"), _fitting("a clip", engine.mode, "cuda"):
+        raise RuntimeError("shapes do not match")
+    monkeypatch.setattr(memory, "loader", lambda mode: Full())
+    with pytest.raises(OutOfMemoryError, match="the weights of preset tiny do not fit the memory of cpu"):
+        Engine.from_preset(path)
+    for words in (
+        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried",
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    ):
+        assert known(RuntimeError(words)).exit_code == 6
+
+
+def test_a_mode_that_was_chosen_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(write_tiny_preset(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    line = [
+        "generate",
+        "--prompt",
+        "a woman",
+        "--preset",
+        path,
+        "--seed",
+        "1",
+        "-o",
+        "made.mp4",
+        "--overwrite",
+    ]
+    assert main(line) == 0
+    assert "memory mode" not in capsys.readouterr().err  # nothing to choose
+    assert main([*line, "--set", "runtime.memory=streamed"]) == 0
+    assert "memory mode streamed: asked for\n" in capsys.readouterr().err

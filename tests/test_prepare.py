@@ -21,6 +21,7 @@ from uniavgen_cli.config import load_preset
 from uniavgen_cli.data import cache, footage, prepare, transcripts
 from uniavgen_cli.data import prepared as prepared_folder
 from uniavgen_cli.errors import InputError, OutputError
+from uniavgen_cli.media.video import write_clip
 from uniavgen_cli.shapes import ClipSpec
 from uniavgen_cli.training.stages import codec_hash
 
@@ -210,6 +211,7 @@ def test_a_table_gives_words_captions_and_times(preset: Path, tmp_path: Path) ->
         ("file,text,start\na.mp4,hello,1\n", "has a column 'start'"),
         ("file,text,start_s,end_s\na.mp4,hello,soon,2\n", "line 2: start_s 'soon' is no number"),
         ("file,text,start_s,end_s\na.mp4,hello,3,2\n", "line 2: start_s 3 is not before end_s 2"),
+        ("file,text,start_s,end_s\na.mp4,hello,nan,\n", "line 2: start_s 'nan' is no number"),
     ],
 )
 def test_a_table_that_is_wrong_is_refused_in_one_line(tmp_path: Path, content: str, problem: str) -> None:
@@ -217,6 +219,13 @@ def test_a_table_that_is_wrong_is_refused_in_one_line(tmp_path: Path, content: s
     table.write_text(content)
     with pytest.raises(InputError, match=problem):
         transcripts.read_table(table)
+
+
+def test_a_text_of_several_lines_keeps_its_words_apart(tmp_path: Path) -> None:
+    table = tmp_path / "words.csv"
+    table.write_text('file,text\n"a, b.mp4","Hello\nthere, ""you""."\n', encoding="utf-8")
+    (line,) = transcripts.read_table(table)["a, b.mp4"]
+    assert line.text == 'Hello there, "you".'
 
 
 def test_words_share_the_spoken_time_by_their_length() -> None:
@@ -244,6 +253,29 @@ def test_windows_hold_all_speech_and_are_cut_in_pauses() -> None:
     ]
     broken = footage.windows([(0.5, 2.0), (2.6, 4.0)], 8.0, (33, 81), 16, breaks=[2.3])
     assert [w.start_s >= 2.3 or w.start_s + w.num_frames / 16 <= 2.3 + 1e-6 for w in broken] == [True, True]
+
+
+def test_speech_that_goes_on_over_a_scene_cut_is_two_windows() -> None:
+    made = footage.windows([(0.1, 4.9)], 5.0, (33, 49, 81), 16, breaks=[2.5])
+    assert [w.num_frames for w in made] == [33, 33]
+    assert made[0].start_s + 33 / 16 <= 2.5 + 1e-6 and made[1].start_s >= 2.5
+    # a scene too short for a clip leaves its neighbour whole
+    made = footage.windows([(0.1, 4.9)], 5.0, (33, 49, 81), 16, breaks=[4.0])
+    assert made[0].start_s + made[0].num_frames / 16 <= 4.0 and made[0].num_frames == 49
+
+
+def test_both_scenes_of_a_cut_in_the_middle_of_speech_become_clips(preset: Path, tmp_path: Path) -> None:
+    one, other = speaker(0), speaker(1)
+    (tmp_path / "in").mkdir()
+    loud = np.flatnonzero(np.abs(one.clip.samples) > 0.02)
+    said = one.clip.samples[loud[0] : loud[-1]]
+    samples = np.resize(said, 66 * 1500)  # again and again, without a pause where the scenes meet
+    write_clip(tmp_path / "in" / "a.mp4", np.concatenate([one.frames, other.frames]), samples, 16, 24_000)
+    (tmp_path / "in" / "a.txt").write_text(" ".join([one.text] * round(len(samples) / len(said))))
+    run = ["prepare", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--preset", str(preset), *SIZE]
+    assert main([*run, "--quiet"]) == 0
+    clips = clips_by_video(tmp_path / "out")["a"]
+    assert len(clips) == 2 and all(len(clip.tensors["latents"]) == 9 for clip in clips)
 
 
 def test_speech_is_heard_over_noise_and_hum_is_not_speech() -> None:

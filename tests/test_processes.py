@@ -56,3 +56,10 @@ def test_one_of_them_writes_the_losses_of_both(made: Path, tmp_path: Path) -> No
     two, one = ((folder / "losses.csv").read_text().split(",") for folder in (made / "curve", tmp_path))
     assert two[0] == one[0] == str(STEPS)
     assert float(two[2].partition("=")[2]) == pytest.approx(float(one[2].partition("=")[2]), abs=1e-4)
+
+
+def test_a_cut_run_of_both_has_the_losses_of_an_unbroken_one(made: Path) -> None:
+    rows = [(made / run / "losses.csv").read_text().split(",") for run in ("cut", "curve")]
+    assert [row[0] for row in rows] == [str(STEPS)] * 2 and rows[0][2] == rows[1][2]
+    cut, whole = (torch.load(made / run / "weights.pt") for run in ("cut", "curve"))
+    assert all(torch.equal(cut[name], whole[name]) for name in whole)

@@ -200,6 +200,10 @@ class Code:
         return os.mkdir, ("broken-in",)
 
 
+def other_shard(path: Path) -> dict[str, torch.Tensor]:
+    return load_file(next(shard for shard in path.parent.glob("*.safetensors") if shard != path))
+
+
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -237,6 +241,31 @@ WRONG: dict[str, tuple[str, Callable[[Path], object], tuple[str, ...]]] = {
         SHARD,
         lambda path: change(path, lambda tensors: tensors.update(stranger=torch.zeros(1))),
         ("1 keys", "stranger unknown"),
+    ),
+    "one key in two shards": (
+        SHARD,
+        lambda path: change(path, lambda t: t.update(next(iter(other_shard(path).items())) for _ in "a")),
+        ("as another shard does", "fetch all of them again"),
+    ),
+    "no numbers in a shard": (
+        SHARD,
+        lambda path: change(path, lambda t: t.update({k: x * torch.nan for k, x in t.items()})),
+        ("gave what is no number", "weights verify"),
+    ),
+    "whole numbers in a shard": (
+        SHARD,
+        lambda path: change(path, lambda t: t.update({k: x.to(torch.int8) for k, x in list(t.items())[:1]})),
+        (INDEX, "as int8, which can't be read as float32", "quantised"),
+    ),
+    "complex numbers in the VAE": (
+        VAE,
+        lambda path: change(path, lambda t: t.update({"conv1.bias": t["conv1.bias"].to(torch.complex64)})),
+        (VAE, "conv1.bias as complex64"),
+    ),
+    "truth values in the caption encoder": (
+        UMT5,
+        lambda path: change(path, lambda t: t.update({"norm.weight": t["norm.weight"] > 0})),
+        (UMT5, "norm.weight as bool"),
     ),
     "truncated VAE": (VAE, cut, (VAE, "can't be read")),
     "empty VAE": (VAE, lambda path: path.write_bytes(b""), (VAE, "can't be read")),
@@ -302,6 +331,18 @@ WRONG: dict[str, tuple[str, Callable[[Path], object], tuple[str, ...]]] = {
         f"{VOCODER}/config.json",
         lambda path: path.write_text(path.read_text().replace('"mel_dim": 80', '"mel_dim": 100')),
         (VOCODER, "100 mel bins"),
+    ),
+    "a vocoder of other kinds of numbers": (
+        f"{VOCODER}/config.json",
+        lambda path: path.write_text(json.dumps(json.loads(path.read_text()) | {"upsample_rates": "abc"})),
+        (VOCODER, "sizes no such vocoder can have"),
+    ),
+    "a vocoder that can't be built": (
+        f"{VOCODER}/config.json",
+        lambda path: path.write_text(
+            json.dumps(json.loads(path.read_text()) | {"resblock_dilation_sizes": [[1]]})
+        ),
+        (VOCODER, "sizes no such vocoder can have"),
     ),
     "no vocabulary": ("vocab.txt", Path.unlink, ("vocab.txt", "lack the vocabulary")),
     "cut vocabulary": ("vocab.txt", cut, ("vocab.txt", "tokens and the model knows")),

@@ -174,3 +174,13 @@ def test_checking_needs_no_torch() -> None:
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_silence_is_nobodys_voice(nano: Preset, tmp_path: Path) -> None:
+    frames = np.zeros((50, 64, 64, 3), np.uint8)
+    silent = write_clip(tmp_path / "silent.mp4", frames, np.zeros(48_000, np.float32), 25, 24_000)
+    plan = check(Request(task="dub", video=silent, speech="Hello."), nano)
+    assert plan.media is not None and plan.media.audio is not None
+    assert plan.voice is None and plan.row == TASKS["dub"]
+    with pytest.raises(InputError, match="silent.mp4 is silent"):
+        check(Request(task="generate", speech="Hello.", voice=silent), nano)

@@ -1,6 +1,7 @@
 """A clip knows what it was made of, and can be made again byte for byte, or says why not."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from tiny_model import write_tiny_preset
 
 from uniavgen_cli import engine
 from uniavgen_cli.cli import main
+from uniavgen_cli.config import load_preset
 from uniavgen_cli.engine import provenance
 from uniavgen_cli.media.video import read_metadata, write_clip
 
@@ -138,11 +140,12 @@ def test_a_private_clip_holds_no_words_and_no_names(run: Run) -> None:
     assert code == 0, err
     assert out == "outputs/dub-clip.mp4\n"
     path = Path(out.strip())
-    for word in (b"zebra", b"Hello", b"Marmalade", b"talk", b"speech.wav"):
+    folder = str(load_preset(os.environ["UNIAVGEN_PRESET"]).weights).encode()
+    for word in (b"zebra", b"Hello", b"Marmalade", b"talk", b"speech.wav", folder):
         assert word not in path.read_bytes()
     made = record(str(path))
     assert made["ai_generated"] is True and made["voice_given"] is True and len(made["inputs"]) == 2
-    assert made["left_out"] == ["prompt", "speech", "voice_text", "voice", "video"]
+    assert made["left_out"] == ["prompt", "speech", "voice_text", "voice", "video", "weights"]
     code, _, err = run("rerun", str(path))
     assert code == 3 and "--private" in err and "prompt, speech" in err
 

@@ -21,6 +21,7 @@ from uniavgen_cli.errors import WeightsError
 from uniavgen_cli.models.state_dict import load_module
 from uniavgen_cli.models.uniavgen import UniAVGen, UniAVGenConfig
 from uniavgen_cli.training import joint_stage as joint
+from uniavgen_cli.training import watches
 from uniavgen_cli.training.trainer import Progress, Stage, rate, run
 from uniavgen_cli.training.vae_stage import latent_importance
 
@@ -84,6 +85,22 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     run(line_stage(steps=2), tmp_path)
     with pytest.raises(WeightsError, match="does not fit this model"):
         run(line_stage(module=nn.Linear(2, 1)), tmp_path)
+
+
+@pytest.mark.parametrize("left", [0, 700])
+def test_a_checkpoint_that_is_cut_short_is_told_of(tmp_path: Path, left: int) -> None:
+    run(line_stage(steps=2), tmp_path)
+    checkpoint = tmp_path / "checkpoint.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:left])
+    with pytest.raises(WeightsError, match="checkpoint.pt can't be read"):
+        run(line_stage(), tmp_path)
+
+
+def test_a_run_that_was_cut_writes_its_looks_at_the_mask_once(tmp_path: Path) -> None:
+    for step in (4, 8, 12, 8):  # killed after the third, and on from a checkpoint before the second
+        watches._add_row(tmp_path / "face-mask.csv", watches.MASK_HEADER, [step, "0.5000", "0.5000"])
+    lines = (tmp_path / "face-mask.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["step", "4", "8"]
 
 
 def test_a_step_without_a_finite_gradient_is_left_out(tmp_path: Path) -> None:

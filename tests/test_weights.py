@@ -260,6 +260,10 @@ def refused(hub: Hub, how: str) -> None:
         del hub.repos[MODEL][SHARDS[1]]
     elif how == "broken":
         hub.status = 500
+    elif how == "a page to log in to":
+        hub.page = b"<html>Welcome to the hotel</html>"
+    elif how == "another program":
+        hub.page = b'{"version": 3}'
 
 
 @pytest.mark.parametrize(
@@ -271,6 +275,8 @@ def refused(hub: Hub, how: str) -> None:
         ("out of the folder", "outside its folder"),
         ("a shard is not there", f"names {SHARDS[1]}, which is not there"),
         ("broken", "answers 500"),
+        ("a page to log in to", "is no hub"),
+        ("another program", "is no hub"),
     ],
 )
 def test_what_the_hub_lacks_is_one_line(
@@ -381,11 +387,26 @@ def test_a_folder_is_added_by_links_and_removed_without_its_files(
     assert run("remove", "uniavgen", "--yes")[0] == 5
 
 
+def test_the_hubs_cache_is_added_by_its_snapshot(run: Run, folder: Path, hub: Hub, tmp_path: Path) -> None:
+    cache = tmp_path / "hub" / "models--MCG-NJU--UniAVGen"
+    snapshot = cache / "snapshots" / ("a" * 40)
+    (cache / "blobs").mkdir(parents=True)
+    for number, (name, data) in enumerate(hub.repos[MODEL].items()):
+        (cache / "blobs" / str(number)).write_bytes(data)
+        (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+        (snapshot / name).symlink_to(cache / "blobs" / str(number))
+    code, _, err = run("add", str(cache))
+    assert code == 3 and err.endswith(f"such as {snapshot}\n") and not folder.exists()
+    assert run("add", str(snapshot))[0] == 0 and run("verify", "uniavgen")[0] == 0
+    assert run("remove", "uniavgen", "--yes")[0] == 0
+    assert len(list((cache / "blobs").iterdir())) == len(hub.repos[MODEL])
+
+
 @pytest.mark.parametrize(
     ("code", "said", "line"),
     [
         (3, "no folder", "add missing"),
-        (3, "holds no .safetensors", "add ."),
+        (3, "itself holds no .safetensors", "add ."),
         (2, "no name", "add . --name ../x"),
         (2, "not pulled from the hub", "pull nano"),
         (2, "insightface's buffalo_l", "pull insightface"),

@@ -1,6 +1,9 @@
 """What each process under torchrun runs for test_processes.py: two_processes.py FOLDER PRESET."""
 
+import os
+import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -45,6 +48,18 @@ def curve_stage(joined: int = 1) -> Stage:
     )
 
 
+def cut_stage() -> Stage:
+    """The curve, of which one of two processes is asked to stop after seven steps."""
+    whole = curve_stage()
+
+    def batch(number: int) -> Batch:
+        if number == 2 * 7:
+            os.kill(os.getpid(), signal.SIGINT)
+        return whole.batch(number)
+
+    return replace(whole, batch=batch)
+
+
 def captions_of(preset: Preset) -> CaptionEncoder:
     """The preset's caption encoder."""
     return CaptionEncoder.load(
@@ -70,6 +85,7 @@ def talking_stage(preset: Preset) -> Stage:
 def main(folder: Path, preset: Preset) -> None:
     with processes.joined():
         number = processes.rank()
+        assert not run(cut_stage(), folder / "cut") and run(curve_stage(), folder / "cut")
         for name, stage in (("curve", curve_stage()), ("talking", talking_stage(preset))):
             assert run(stage, folder / name)
             torch.save(stage.module.state_dict(), folder / f"{name}-{number}.pt")

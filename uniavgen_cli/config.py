@@ -72,7 +72,8 @@ class Clip(_Section):
 class Sampling(_Section):
     """How a clip is sampled; a guidance of 1 is none, `face_prior` 0 leaves the face mask alone.
 
-    Steps are guided from the share `guidance_from` of them up to `guidance_to`: 0 and 1 are all.
+    Steps are guided from the share `guidance_from` of them up to `guidance_to`: 0 and 1 are all. With
+    `person_first` a clip from the prompt alone is sampled twice: the first time for the person's picture.
     """
 
     steps: int = Field(ge=1, le=1000)
@@ -84,6 +85,7 @@ class Sampling(_Section):
     guidance_to: float = Field(1.0, ge=0, le=1)
     skip_block: int | None = Field(None, ge=0)
     face_prior: float = Field(0.0, ge=0)
+    person_first: bool = False
 
 
 class Runtime(_Section):
@@ -219,7 +221,8 @@ def weights_files(preset: Preset) -> dict[str, Path]:
             raise WeightsError(
                 f"the weights of preset {preset.name} lack the {part.replace('_', ' ')}: "
                 f"there is no {' or '.join(str(place) for place in places)}",
-                "fetch them with `uniavgen weights pull uniavgen`"
+                ("name one in UNIAVGEN_VOCAB, or " if part == "vocabulary" else "")
+                + "fetch them with `uniavgen weights pull uniavgen`"
                 if preset.layout == "released"
                 else "install them again",
             )

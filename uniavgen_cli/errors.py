@@ -56,13 +56,24 @@ class Interrupted(UniAVGenError):
     exit_code = 130
 
 
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether it says that memory ran out, a device's or the host's, in Python's words or in torch's."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, by name
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    # torch has no class for these: its CPU allocator, pinned memory and other CUDA calls, cuBLAS and cuDNN
+    words = ("can't allocate memory", "out of memory", "_ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
 def known(error: BaseException) -> UniAVGenError:
     """Any exception as one that says what to do next."""
     if isinstance(error, UniAVGenError):
         return error
     if isinstance(error, KeyboardInterrupt):
         return Interrupted("interrupted")
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, by name
+    if ran_out_of_memory(error):
         return OutOfMemoryError("out of memory", "take a smaller --size or a shorter --duration, or -n 1")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OutputError("no space left on the disk", "make room, or write elsewhere with -o")

@@ -38,7 +38,7 @@ class BigVGANVocoder(nn.Module):
             with torch.random.fork_rng(devices=[]):  # it draws first weights, which are all replaced
                 # not on the meta device: its filters are no weights
                 model = Qwen2_5OmniToken2WavBigVGANModel(config)
-        except (TypeError, ValueError, RuntimeError) as error:
+        except Exception as error:  # the library raises all sorts
             raise WeightsError(
                 f"{folder} has sizes no such vocoder can have ({error})", "fetch it again"
             ) from error

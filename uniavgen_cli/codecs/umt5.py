@@ -179,7 +179,9 @@ def open_encoder(path: Path) -> tuple[Path, "UMT5Config", Callable[[str], str]]:
         if not path.is_dir():
             return path, UMT5Config(**sizes_of(read_shapes(path))), original_key
         config, weights = UMT5Config(**read_config(path)), weights_in(path)
-    except (TypeError, ValueError) as error:
+    except WeightsError:
+        raise
+    except Exception as error:  # the library raises all sorts
         raise WeightsError(f"{path} has sizes no umT5 can have ({error})", "fetch it again") from error
     twice = "encoder.embed_tokens.weight" in read_shapes(weights)  # the embedding, which is one with `shared`
 

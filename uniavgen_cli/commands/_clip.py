@@ -71,6 +71,8 @@ def _make(
     from uniavgen_cli.engine.engine import Engine  # torch: only now that nothing else can be wrong
 
     engine = Engine.from_preset(plan.preset)
+    if engine.mode_reason and not common.quiet:
+        _output.note(f"memory mode {engine.mode.name}: {engine.mode_reason}")
     progress("loading", 1, 1)
     loading_s = time.perf_counter() - started
     clips: list[dict[str, Any]] = []
@@ -145,7 +147,7 @@ def _write(
     progress("writing", 0, 1)
     writing = time.perf_counter()
     path.parent.mkdir(exist_ok=True)  # only outputs/ can be missing by now
-    clip.save(path, overwrite=overwrite)
+    clip.save(path, overwrite=overwrite, progress=progress)
     progress("writing", 1, 1)
     timings["writing"] = time.perf_counter() - writing
     with lifted():

@@ -118,7 +118,10 @@ def byte_progress(*, quiet: bool) -> Iterator[ProgressCallback]:
 
 @contextmanager
 def progress(*, quiet: bool) -> Iterator[ProgressCallback]:
-    """A callback (stage, done, total) that draws a bar a stage; silent when standard error is no terminal."""
+    """A callback (stage, done, total) that draws a bar a stage; silent when standard error is no terminal.
+
+    What follows a comma in the stage's name says where it is, and stands beside the same bar.
+    """
     if quiet or not is_terminal():
         yield lambda stage, done, total: None
         return
@@ -130,10 +133,11 @@ def progress(*, quiet: bool) -> Iterator[ProgressCallback]:
         tasks: dict[str, Any] = {}
 
         def show(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
+            name = stage.partition(",")[0]
+            if name not in tasks:
+                tasks[name] = bars.add_task(stage, total=total)
             if done == 0:
-                bars.reset(tasks[stage], total=total)  # the next take begins its stages anew
-            bars.update(tasks[stage], completed=done, total=total)
+                bars.reset(tasks[name], total=total)  # the next take begins its stages anew
+            bars.update(tasks[name], completed=done, total=total, description=stage)
 
         yield show

@@ -1,5 +1,6 @@
 """`uniavgen eval`: clips measured, or nano's whole suite, as a table, JSON and one HTML page."""
 
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,8 @@ from uniavgen_cli.errors import InputError, UsageError
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".wav", ".flac", ".mp3", ".m4a", ".ogg", ".opus")
 CLIPS_A_TABLE = 4
+
+logger = logging.getLogger(__name__)
 
 
 def eval_(
@@ -104,8 +107,8 @@ def eval_(
             quiet=quiet,
         )
     elif files:
-        _measure_files(files, read, face=face, voice=voice, output=output, overwrite=overwrite, json=json,
-                       quiet=quiet)  # fmt: skip
+        _measure_files(files, read, named=clips or [], face=face, voice=voice, output=output,
+                       overwrite=overwrite, json=json, quiet=quiet)  # fmt: skip
     elif json:
         _output.data_json({"probes": str(folder)})
     else:
@@ -130,6 +133,7 @@ def _measure_files(
     files: Sequence[Path],
     instruments: Any,
     *,
+    named: Sequence[Path],
     face: Path | None,
     voice: Path | None,
     output: Path | None,
@@ -138,9 +142,22 @@ def _measure_files(
     quiet: bool,
 ) -> None:
     from uniavgen_cli.evaluation import report, runner
+    from uniavgen_cli.media.probe import probe
 
+    for given in (face, voice):
+        if given is not None:
+            probe(given)  # what can't be read is told at once
     references = runner.References(face=face, voice=voice)
-    opened = [runner.open_clip(path, references) for path in files]  # what can't be read is told at once
+    opened = []
+    for path in files:  # named, one that can't be read ends the run; of a folder it is left out
+        try:
+            opened.append(runner.open_clip(path, references))
+        except InputError as error:
+            if path in named:
+                raise
+            logger.warning("left out: %s", error.what)
+    if not opened:
+        raise InputError("none of the clips can be read", "name others")
     measured = []
     with _output.progress(quiet=quiet) as progress:
         for number, clip in enumerate(opened):

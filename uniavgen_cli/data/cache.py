@@ -4,7 +4,7 @@ import json
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +35,27 @@ class VAESource:
 
 
 def build(
-    out: Path, *, seed: int, first: int, count: int, vae: VAESource | None = None, workers: int = 1
+    out: Path,
+    *,
+    seed: int,
+    first: int,
+    count: int,
+    vae: VAESource | None = None,
+    liveliness: float = 1.0,
+    workers: int = 1,
 ) -> Iterator[int]:
     """Draw and speak clips `first` to `first + count` of the data set `seed`; yields the clips done so far.
 
     Without `vae` only the sound is kept, in `audio-*.safetensors`; with it only the picture, in
-    `video-*.safetensors`.
+    `video-*.safetensors`, of heads that move `liveliness` times as much as people's.
     Shards that are there already are left alone, so a run that was cut goes on.
     """
     kind = "audio" if vae is None else "video"
     starts = [s for s in range(first, first + count, SHARD) if not _shard(out, kind, s).is_file()]
     done = count - len(starts) * SHARD
-    yield from _written(out, workers, done, [(_write_shard, out, seed, start, vae) for start in starts])
+    yield from _written(
+        out, workers, done, [(_write_shard, out, seed, start, vae, liveliness) for start in starts]
+    )
 
 
 def build_pictures(out: Path, *, seed: int, count: int, vae: VAESource, workers: int = 1) -> Iterator[int]:
@@ -112,7 +121,7 @@ def _shard(out: Path, kind: str, start: int) -> Path:
     return out / f"{kind}-{start:06d}.safetensors"
 
 
-def _write_shard(out: Path, seed: int, start: int, vae: VAESource | None) -> int:
+def _write_shard(out: Path, seed: int, start: int, vae: VAESource | None, liveliness: float) -> int:
     torch.set_num_threads(1)
     codec = None if vae is None else VideoVAE.load(vae.path, VideoVAEConfig(**vae.config))  # type: ignore[arg-type]
     tensors: dict[str, torch.Tensor] = {}
@@ -128,7 +137,7 @@ def _write_shard(out: Path, seed: int, start: int, vae: VAESource | None) -> int
                 "emotion": clip.emotion,
             }
         else:
-            arrays = picture_arrays(clip, codec)
+            arrays = picture_arrays(replace(clip, motion=clip.motion.calmer(liveliness)), codec)
         tensors.update({f"{index}/{name}": value.contiguous() for name, value in arrays.items()})
     path = _shard(out, "audio" if codec is None else "video", start)
     beside = path.with_suffix(".tmp")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -74,13 +75,14 @@ def windows(
 ) -> list[Window]:
     """Windows of the given numbers of frames over all speech, as few as hold it, cut in its pauses.
 
-    Speech without a pause for longer than a window is cut where a window ends. A window does not reach over
-    one of `breaks` that lies in a pause. Empty when the video is shorter than the shortest length.
+    Speech without a pause for longer than a window is cut where a window ends. A window reaches over one of
+    `breaks` only where what lies before or after it is shorter than the shortest length. Empty when the video
+    is shorter than that.
     """
     lengths = sorted(lengths)
     longest_s = lengths[-1] / fps
     parts: list[Span] = []
-    for start, end in spans:
+    for start, end in _parted(spans, breaks):
         pieces = max(1, int(np.ceil((end - start) / longest_s - 1e-6)))
         edges = np.linspace(start, end, pieces + 1)
         parts += list(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True))
@@ -99,6 +101,15 @@ def windows(
         if window is not None:
             made.append(window)
     return made
+
+
+def _parted(spans: Sequence[Span], breaks: Sequence[float]) -> list[Span]:
+    """The spans, cut at the breaks within them; scraps are dropped."""
+    parts: list[Span] = []
+    for start, end in spans:
+        edges = [start, *(cut for cut in sorted(breaks) if start < cut < end), end]
+        parts += [(a, b) for a, b in pairwise(edges) if b - a >= LEAST_SPEECH_S or (a, b) == (start, end)]
+    return parts
 
 
 def _fitted(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,6 +19,22 @@ class Motion:
     gaze: np.ndarray  # (n, 2)
     brow: np.ndarray  # (n,), lift in face units
     intensity: float  # of the emotion, 0..1
+
+    def calmer(self, liveliness: float) -> Motion:
+        """The same blinks and glances with `liveliness` times as much movement of the head and brows."""
+
+        def near_mean(track: np.ndarray) -> np.ndarray:
+            mean = track.mean(axis=0)
+            return mean + liveliness * (track - mean)
+
+        return replace(
+            self,
+            yaw=near_mean(self.yaw),
+            pitch=near_mean(self.pitch),
+            roll=near_mean(self.roll),
+            sway=near_mean(self.sway),
+            brow=near_mean(self.brow),
+        )
 
 
 def _drift(rng: np.random.Generator, time: np.ndarray, amount: float, rate_hz: float) -> np.ndarray:

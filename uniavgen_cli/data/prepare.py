@@ -160,7 +160,7 @@ def _clips_of(
         why = f"too short: {duration_s:.2f} s, and a clip takes {shortest_s:.2f} s"
         left_out.append((0.0, duration_s, why))
     clips = [_encoded(scene, _reference_for(i, scenes), codec) for i, scene in enumerate(scenes)]
-    return clips, sorted(left_out)
+    return clips, sorted(set(left_out))
 
 
 def _words(lines: Sequence[Line], spans: Sequence[transcripts.Span], how: How) -> list[Word]:

@@ -1,6 +1,8 @@
 """Transcripts of people's videos: beside them or in a CSV, and shared out over the time that is spoken."""
 
 import csv
+import io
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -68,7 +70,7 @@ def read_table(path: Path) -> dict[str, list[Line]]:
         raise InputError(f"the transcripts {path} can't be read: {reason}", "give a CSV file") from None
     head = content.partition("\n")[0]
     separator = max(",;\t", key=head.count)
-    rows = csv.DictReader(content.splitlines(), delimiter=separator)
+    rows = csv.DictReader(io.StringIO(content, newline=""), delimiter=separator)
     columns = [name.strip() for name in rows.fieldnames or ()]
     rows.fieldnames = columns
     missing = [name for name in ("file", "text") if name not in columns]
@@ -102,9 +104,12 @@ def _seconds(text: str, name: str, where: str) -> float | None:
     if not text:
         return None
     try:
-        return float(text)
+        seconds = float(text)
     except ValueError:
-        raise InputError(f"{where}: {name} {text!r} is no number of seconds") from None
+        seconds = math.nan
+    if not math.isfinite(seconds):
+        raise InputError(f"{where}: {name} {text!r} is no number of seconds")
+    return seconds
 
 
 def share_out(lines: Sequence[Line], spoken: Sequence[Span]) -> list[Word]:

@@ -22,7 +22,7 @@ from uniavgen_cli.errors import InputError
 from uniavgen_cli.media.audio import read_audio
 from uniavgen_cli.media.face import choose_face, detect_faces, face_mask
 from uniavgen_cli.media.image import read_image, resized
-from uniavgen_cli.media.readers import FrameReader, SoundReader, peak_of
+from uniavgen_cli.media.readers import FrameReader, SoundReader, peak_of, spoken_part
 from uniavgen_cli.media.video import iter_frames, read_frames
 from uniavgen_cli.models.speech_text import pad_tokens
 from uniavgen_cli.models.uniavgen import Conditions
@@ -58,7 +58,8 @@ class Preparer:
 
     The captions come first, so that their encoder is out of memory again before anything large is needed.
     Speech text is counted in `vocabulary`, and without one in characters. `gain` is what the given sound was
-    multiplied by. Raises InputError for what can't be read.
+    multiplied by. `painted` is for latents (1, c, 1, h, w) of the person where `wants_picture` says that none
+    is given. Raises InputError for what can't be read.
     """
 
     @torch.inference_mode()
@@ -74,6 +75,7 @@ class Preparer:
         self.vocabulary = vocabulary
         self.caption, self.no_caption = captions.encode([plan.caption, ""]).cpu().split(1)
         self.gain = _gain(plan)
+        self.painted: Tensor | None = None
         self._frames: FrameReader | None = None
         self._sound: SoundReader | None = None
         start = self._given_frames(plan.windows[0])
@@ -90,6 +92,11 @@ class Preparer:
             if reader is not None:
                 reader.close()
 
+    @property
+    def wants_picture(self) -> bool:
+        """The clip could begin with a picture of the person, and nobody gave one."""
+        return self.plan.row.given_video == "first" and self._start is None and self.painted is None
+
     @torch.inference_mode()
     def window(self, index: int, first: State | None = None, before: State | None = None) -> Prepared:
         """What window `index` reads; windows go up, all but the first with the states of the first and of
@@ -99,8 +106,11 @@ class Preparer:
         window = plan.windows[index]
         spec = plan.window_spec(window)
         given_video = self._given_video(index, before)
-        if index and first is not None:
-            reference_frame: Tensor | None = first.video[:, :, :1].float()
+        if plan.row.given_video == "part" and self._start is not None:
+            # where the person is now, and not where they were: what is kept of it would jump back
+            reference_frame: Tensor | None = self._encode(_as_video(self._start[-1:]))
+        elif index and first is not None:
+            reference_frame = first.video[:, :, :1].float()
         else:
             reference_frame = None if given_video is None else given_video[:, :, :1]
         given_audio = self._given_audio(index, before)
@@ -157,7 +167,7 @@ class Preparer:
         if self.plan.row_of(index).given_video == "part" and before is not None:
             return self._kept_latents(index, before)
         frames = self._given_frames(self.plan.windows[index])
-        return None if frames is None else self._encode(_as_video(frames))
+        return self.painted if frames is None else self._encode(_as_video(frames))
 
     def _kept_latents(self, index: int, before: State) -> Tensor:
         """The latents that the window before hands on; the first of them stands for one frame, not for four.
@@ -295,12 +305,10 @@ def _as_video(frames: np.ndarray) -> Tensor:
 def _reference_voice(plan: Plan, path: Path) -> Voice:
     """A voice as normalised mels (1, t, 80), the phonemes placed on them, and its text ("" when not told)."""
     spec, preset, text = plan.spec, plan.preset, plan.request.voice_text
-    samples = read_audio(path, spec.sample_rate)
-    loud = np.flatnonzero(np.abs(samples) > QUIET * np.abs(samples).max(initial=0.0))
-    if not len(loud) or np.abs(samples).max() < 1e-4:
+    samples, whole_s = spoken_part(path, spec.sample_rate, preset.clip.voice_s, QUIET)
+    if not len(samples):
         raise InputError(f"the voice {path} is silent", "give a recording with speech")
-    samples = samples[loud[0] : loud[-1] + 1]
-    samples = samples[: round(preset.clip.voice_s * spec.sample_rate)] * (PEAK / np.abs(samples).max())
+    samples = samples * (PEAK / np.abs(samples).max())
     spoken_s = len(samples) / spec.sample_rate
     # up to a whole mel frame, and never shorter than a mel needs
     silence = round(REFERENCE_SILENCE_S * spec.sample_rate) + -len(samples) % spec.hop
@@ -308,7 +316,6 @@ def _reference_voice(plan: Plan, path: Path) -> Voice:
     ids = np.zeros(mels.shape[1], np.int64)
     if text and preset.model.get("phoneme_vocab"):
         # times are those of the text at the pace of the recording; what goes past the part listened to is cut
-        whole_s = (loud[-1] + 1 - loud[0]) / spec.sample_rate
         ids = place_phonemes(retime(time_phonemes(text), 0.0, whole_s), len(ids))
         ids[round(spoken_s * spec.mel_hz) :] = 0
     return mels, ids, text or ""

@@ -28,7 +28,7 @@ from uniavgen_cli.engine.memory import (
     gpu_peak,
     window,
 )
-from uniavgen_cli.engine.streaming import layers_of
+from uniavgen_cli.engine.streaming import layers_of, pinned_bytes
 from uniavgen_cli.engine.windows import kept_frames
 from uniavgen_cli.errors import OutOfMemoryError
 from uniavgen_cli.models.state_dict import FLOAT32_PARTS
@@ -116,6 +116,7 @@ def cost(
             return Costs(
                 joint=total,
                 joint_streamed=total - sum(layers) + 2 * max(layers),
+                joint_pinned=total - sum(layers) + sum(map(pinned_bytes, layers)),
                 joint_8bit=tensor_bytes(joint_8bit, weights_dtype, eight_bit.FLOAT32_PARTS),
                 encoder=tensor_bytes(codecs.encoder),
                 encoder_8bit=tensor_bytes(codecs.encoder_8bit),

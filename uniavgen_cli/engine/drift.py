@@ -21,9 +21,7 @@ class Drift:
 
     def saw(self, index: int, frames: np.ndarray) -> None:
         """Frames (n, h, w, 3) uint8 of a window."""
-        means = frames.reshape(len(frames), -1, 3).mean(1) / 255  # of each frame: colour is no more than that
-        lab = cv2.cvtColor(means[None].astype(np.float32), cv2.COLOR_RGB2LAB)[0]
-        self._colour[index] = lab.mean(0)
+        self._colour[index] = mean_colour(frames)
 
     def heard(self, index: int, samples: np.ndarray) -> None:
         """Samples (n,) of a window."""
@@ -51,6 +49,12 @@ class Drift:
                 row["colour_change"] = round(change, 2)
             rows.append(row)
         return rows
+
+
+def mean_colour(frames: np.ndarray) -> np.ndarray:
+    """The mean over frames (n, h, w, 3) uint8 of each one's mean colour, in CIELAB (3,)."""
+    means = frames.reshape(len(frames), -1, 3).mean(1) / 255
+    return cv2.cvtColor(means[None].astype(np.float32), cv2.COLOR_RGB2LAB)[0].mean(0)
 
 
 def loudness(samples: np.ndarray, sample_rate: int) -> float | None:

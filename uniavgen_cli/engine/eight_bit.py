@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from uniavgen_cli.codecs.released import hush
 from uniavgen_cli.errors import UsageError
 from uniavgen_cli.models import state_dict
-from uniavgen_cli.models.state_dict import check_weights, each_tensor
+from uniavgen_cli.models.state_dict import check_kind, check_weights, each_tensor
 
 # Of the joint model both branches and what joins them, of umT5 its layers. Embeddings and heads stay as they
 # are: they are small, and all that is seen and heard passes through them.
@@ -103,11 +103,13 @@ def load_weights(
     Each is packed as it is read, on `device`: no more memory is needed than for the result and one matrix.
     """
     check_weights(module, path, file_key)
+    wanted = module.state_dict()
     places: dict[str, list[str]] = {}
-    for name in module.state_dict():
+    for name in wanted:
         places.setdefault(file_key(name), []).append(name)
     make_room(module, dtype)
     for key, tensor in each_tensor(path, device):
+        check_kind(path, key, tensor, wanted[places[key][0]])
         for name in places[key]:
             owner_name, _, leaf = name.rpartition(".")
             owner: Any = module.get_submodule(owner_name)

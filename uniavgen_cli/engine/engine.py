@@ -1,6 +1,6 @@
 """The one engine behind every command, and the Python API: `Engine.from_preset("nano").generate(...)`."""
 
-import logging
+import errno
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,14 +24,12 @@ from uniavgen_cli.engine.request import Plan, Request, check
 from uniavgen_cli.engine.steady import steadied
 from uniavgen_cli.engine.store import Store, kept_seed, key_of
 from uniavgen_cli.engine.weights import weights_sha256
-from uniavgen_cli.errors import Interrupted, OutOfMemoryError
+from uniavgen_cli.errors import Interrupted, OutOfMemoryError, OutputError, WeightsError, ran_out_of_memory
 from uniavgen_cli.media.limits import lifted
 from uniavgen_cli.media.video import write_animated, write_clip, write_continued, write_dub
 from uniavgen_cli.models.lora import add_lora
 from uniavgen_cli.models.uniavgen import UniAVGen, UniAVGenConfig
 from uniavgen_cli.runtime import Runtime, choose
-
-logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 
@@ -87,9 +85,15 @@ class Clip:
     def duration_s(self) -> float:
         return self.num_frames / self.fps
 
-    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+    def save(self, path: str | Path, *, overwrite: bool = False, progress: Progress = silent) -> Path:
         """Write the clip, whole or not at all, with how it was made in its metadata. Raises OutputError."""
-        with lifted(self.plan.request.unlimited), _interruptible(self.store, self.plan):
+        runtime = self.record["runtime"]  # a clip of several windows is decoded only now
+        with (
+            _fitting(_size_of(self.plan), memory.mode_named(runtime["memory"]), runtime["device"]),
+            lifted(self.plan.request.unlimited),
+            _interruptible(self.store, self.plan),
+        ):
+            self.reel.watch = progress
             return self._write(path, provenance.to_tags(self.record), overwrite)
 
     def close(self, *, done: bool = True) -> None:
@@ -129,6 +133,7 @@ class Engine:
         weights_hash: str,
         vocabulary: Mapping[str, int] | None = None,
         mode: memory.Mode = memory.MODES[0],
+        mode_reason: str = "",
     ) -> None:
         self.preset = preset
         self.runtime = runtime
@@ -138,6 +143,7 @@ class Engine:
         self.captions = captions
         self.weights_hash = weights_hash
         self.mode = mode
+        self.mode_reason = mode_reason  # empty where there was nothing to choose
         self.vocabulary = vocabulary  # of speech text; None where it is counted in characters
 
     @classmethod
@@ -155,27 +161,36 @@ class Engine:
         if device == "cpu":
             memory.give_back_freed()
         mode, why = memory.mode_for(preset, runtime)
-        logger.info("memory mode %s: %s", mode.name, why)
         load = memory.loader(mode)
-        parts = load_codecs(
-            preset,
-            files,
-            device=device,
-            dtype=dtype,
-            captions_device=memory.encoder_home(mode, device),
-            load_captions=load,
-        )
-        if preset.layout == "released":
-            memory.tile(parts["video_vae"], mode)
-            if mode.encoder == "stays" and device != "cpu":
-                parts["captions"].keep()
-        with torch.device("meta"):
-            model = UniAVGen(UniAVGenConfig(**preset.model), runtime.attention.value).eval()
-        load(model, files["joint"], device=memory.joint_home(mode, device), dtype=dtype)
+        alone = "close other programs, or take --preset nano"
+        with _fitting(f"the weights of preset {preset.name}", mode, device, on_cpu=alone):
+            parts = load_codecs(
+                preset,
+                files,
+                device=device,
+                dtype=dtype,
+                captions_device=memory.encoder_home(mode, device),
+                load_captions=load,
+            )
+            if preset.layout == "released":
+                memory.tile(parts["video_vae"], mode)
+                if mode.encoder == "stays" and device != "cpu":
+                    parts["captions"].keep()
+            with torch.device("meta"):
+                model = UniAVGen(UniAVGenConfig(**preset.model), runtime.attention.value).eval()
+            load(model, files["joint"], device=memory.joint_home(mode, device), dtype=dtype)
         if preset.lora is not None:
             add_lora(model, Path(preset.lora))
         weights_hash = weights_sha256(weights_folder(preset))
-        return cls(preset, runtime, model=model, weights_hash=weights_hash, mode=mode, **parts)
+        return cls(
+            preset,
+            runtime,
+            model=model,
+            weights_hash=weights_hash,
+            mode=mode,
+            mode_reason=why,
+            **parts,
+        )
 
     def generate(self, prompt: str, **fields: Any) -> Clip:
         """Picture and voice from text; `fields` as in Request, such as speech, face, voice, seed."""
@@ -209,6 +224,7 @@ class Engine:
         device = self.runtime.device.value
         try:
             with (
+                _fitting(_size_of(plan), self.mode, device),
                 _interruptible(store, plan),
                 lifted(plan.request.unlimited),
                 torch.inference_mode(),
@@ -217,12 +233,6 @@ class Engine:
                 reel = self._make(plan, [] if store is None else store, timings, progress)
                 with _timed("decoding", timings, progress):
                     reel.decode()
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            raise OutOfMemoryError(
-                f"{plan.spec.num_frames} frames of {plan.spec.width}x{plan.spec.height} do not fit "
-                f"the memory of {device}",
-                memory.advice(self.mode) if device != "cpu" else "take a smaller --size or a shorter clip",
-            ) from error
         finally:
             if store is not None and reel is None:  # another run takes up what there is
                 store.close(done=False)
@@ -266,9 +276,14 @@ class Engine:
                 with _timed("encoding", timings):
                     prepared = preparer.window(index, first, before)
                 with _timed("sampling", timings), memory.apply_mode(self.model, self.mode, device):
+                    if index == 0 and plan.preset.sampling.person_first and preparer.wants_picture:
+                        painted = self._sample(plan, index, prepared, progress, "painting")
+                        preparer.painted = painted.video[:, :, :1].float().cpu()
+                        prepared = preparer.window(index)
                     state = self._sample(plan, index, prepared, progress)
                 if first is not None:
-                    state = steadied(preparer.plan, index, state, first)
+                    hears = prepared.given.audio is not None
+                    state = steadied(preparer.plan, index, state, first, hears=hears)
                 if plan.row.given_video == "all" and len(plan.windows) > 1:
                     state = State(state.video[:, :, :1], state.audio)  # the others can be read again
                 windows.append(state)
@@ -284,7 +299,9 @@ class Engine:
             device=device,
         )
 
-    def _sample(self, plan: Plan, index: int, prepared: Prepared, progress: Progress) -> State:
+    def _sample(
+        self, plan: Plan, index: int, prepared: Prepared, progress: Progress, stage: str = "sampling"
+    ) -> State:
         window, sampling, row = plan.windows[index], plan.preset.sampling, plan.row_of(index)
         spec = plan.window_spec(window)
         device = self.runtime.device.value
@@ -307,10 +324,11 @@ class Engine:
             batched=batch_passes(torch.device(device).type, spec.latent_frames * spec.tokens_per_frame),
         )
         done, total = index * steps, len(plan.windows) * steps
+        stage += plan.place_of(index)
 
         def watched(state: State, time: float) -> State:
             nonlocal done
-            progress("sampling", done, total)
+            progress(stage, done, total)
             done += 1
             return denoise(state, time)
 
@@ -326,7 +344,12 @@ class Engine:
             window.seed(plan.request.seed),
         )
         state = sample(State(start.video.to(device), start.audio.to(device)), times, watched)
-        progress("sampling", done, total)
+        progress(stage, done, total)
+        if not all(stream.isfinite().all() for stream in (state.video, state.audio)):
+            raise WeightsError(
+                f"the weights of preset {plan.preset.name} gave what is no number (NaN)",
+                f"`uniavgen weights verify {plan.preset.name}` checks their files",
+            )
         return given.put_back(state)
 
 
@@ -335,6 +358,25 @@ def _request(task: str, **fields: Any) -> Request:
     request = Request(task=task, **fields)
     paths = {name: Path(value) for name in provenance.FILES if (value := getattr(request, name)) is not None}
     return replace(request, **paths)  # type: ignore[arg-type]
+
+
+def _size_of(plan: Plan) -> str:
+    return f"{plan.spec.num_frames} frames of {plan.spec.width}x{plan.spec.height}"
+
+
+@contextmanager
+def _fitting(
+    what: str, mode: memory.Mode, device: str, *, on_cpu: str = "take a smaller --size or a shorter clip"
+) -> Iterator[None]:
+    """Memory that runs out is told with what needs less of it."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out_of_memory(error):
+            raise
+        raise OutOfMemoryError(
+            f"{what} do not fit the memory of {device}", on_cpu if device == "cpu" else memory.advice(mode)
+        ) from error
 
 
 @contextmanager
@@ -348,13 +390,18 @@ def _timed(stage: str, timings: dict[str, float], progress: Progress = silent) -
 
 @contextmanager
 def _interruptible(store: Store | None, plan: Plan) -> Iterator[None]:
-    """Ctrl-C says how many windows of a long clip are kept."""
+    """Ctrl-C and a full disk say how many windows of a long clip are kept."""
     try:
         yield
-    except KeyboardInterrupt:
-        if store is None or not store.stays or not len(store):
+    except (KeyboardInterrupt, OSError) as stopped:
+        full = isinstance(stopped, OSError) and stopped.errno in (errno.ENOSPC, errno.EDQUOT)
+        if store is None or not store.stays or not (full or len(store)):
             raise
-        raise Interrupted(
-            "interrupted",
-            f"{len(store)} of {len(plan.windows)} windows are kept, the same command goes on from there",
-        ) from None
+        kept = f"{len(store)} of {len(plan.windows)} windows are kept, the same command goes on from there"
+        if full:
+            raise OutputError(
+                f"no space left on the disk in {store.folder.parent}", f"make room; {kept}"
+            ) from None
+        if isinstance(stopped, KeyboardInterrupt):
+            raise Interrupted("interrupted", kept) from None
+        raise

@@ -146,9 +146,17 @@ def _locked(file: Remote, path: Path) -> LockedFile:
 def _listing(source: Source, origin: Origin) -> list[Remote]:
     """The wanted files of a repository, at its default branch where no revision is named."""
     from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HFValidationError
 
     repo = origin.repo
-    info = HfApi().model_info(repo, revision=origin.revision, files_metadata=True)
+    try:
+        info = HfApi().model_info(repo, revision=origin.revision, files_metadata=True)
+    except HFValidationError:  # of the name, not of the answer
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # a page to log in to, say
+        raise WeightsError(
+            f"what answers is no hub: it sends no list of {repo}", "check HF_ENDPOINT"
+        ) from error
     commit = info.sha
     if commit is None:
         raise WeightsError(f"the hub names no revision of {repo}", "check HF_ENDPOINT")

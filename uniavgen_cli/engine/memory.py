@@ -85,6 +85,7 @@ class Costs:
 
     joint: int
     joint_streamed: int  # of it what streaming holds at once
+    joint_pinned: int  # of host memory, for streaming
     joint_8bit: int
     encoder: int
     encoder_8bit: int
@@ -115,14 +116,13 @@ class Stage:
 def mode_for(preset: Preset, runtime: Runtime) -> tuple[Mode, str]:
     """The mode a preset runs in, and why: as it says, or the first that holds every task in what is free.
 
+    No reason is given where there is nothing to choose: in host memory, and for nano, which is small.
     Raises OutOfMemoryError when none does.
     """
     if preset.runtime.memory != AUTO:
         return mode_named(preset.runtime.memory), "asked for"
-    if runtime.device.value == "cpu":
-        return MODES[0], "in host memory there is nothing to choose"
-    if preset.layout == "nano":
-        return MODES[0], "it is small"
+    if runtime.device.value == "cpu" or preset.layout == "nano":
+        return MODES[0], ""
     from uniavgen_cli.engine.costs import fitting_mode  # runs the model without values, which takes a while
 
     return fitting_mode(preset, runtime)
@@ -202,7 +202,8 @@ def stages(costs: Costs, mode: Mode, device_type: str) -> list[Stage]:
         there["captions"] += encoder
     if mode.joint != "stays":
         there["sampling"] += costs.joint_streamed if mode.joint == "streamed" else joint
-    waiting = 0 if mode.joint == "stays" else joint  # in host memory
+    # in host memory; under streaming the next power of two for every layer's piece
+    waiting = {"stays": 0, "sampling": joint, "streamed": costs.joint_pinned}[mode.joint]
     rows = []
     for name, beside in allocated.items():
         on_cpu = name == "captions" and mode.encoder == "cpu"

@@ -23,6 +23,7 @@ SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmic
 
 WORDS = ("prompt", "speech", "voice_text")  # a request's own words and given files: what --private leaves out
 FILES = ("face", "voice", "video", "sound", "subtitles")
+NAMED = ("lora", "weights")  # keys of a preset that name a file or folder
 
 
 def build(
@@ -41,8 +42,7 @@ def build(
     }
     left_out = [name for name in (*WORDS, *FILES) if request.private and options.pop(name, None) is not None]
     changes = changed_keys(preset)
-    if request.private and changes.pop("lora", None) is not None:
-        left_out.append("lora")
+    left_out += [name for name in NAMED if request.private and changes.pop(name, None) is not None]
     voice_from = _voice_from(plan)
     return {
         "uniavgen": __version__,

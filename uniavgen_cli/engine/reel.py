@@ -28,7 +28,7 @@ class Reel:
     """The new part of a clip; `windows` are the states, `autocast` and `device` how they are decoded.
 
     A clip of one window is decoded once and kept; of a longer one, memory holds a window or two. What was
-    seen and heard of each window on the way is in `drift`.
+    seen and heard of each window on the way is in `drift`; `watch` is told how far the pictures have come.
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class Reel:
         self._autocast = autocast
         self._device = device
         self._kept: dict[str, np.ndarray] = {}
+        self.watch: Callable[[str, int, int], None] = lambda stage, done, total: None
 
     def decode(self) -> None:
         """Decode a clip of one window now; of a longer one nothing."""
@@ -64,7 +65,9 @@ class Reel:
         elif self.plan.request.task == "dub":
             yield from self._given_frames()
         else:
-            for index in range(len(self.plan.windows)):
+            count = len(self.plan.windows)
+            for index in range(count):
+                self.watch("writing" + self.plan.place_of(index), index, count)
                 frames = self._frames_of(index)
                 self.drift.saw(index, frames)
                 yield from frames

@@ -15,6 +15,7 @@ from uniavgen_cli.engine.windows import KEPT_OF, Window, kept_frames, share_out
 from uniavgen_cli.errors import InputError, UsageError
 from uniavgen_cli.media import limits
 from uniavgen_cli.media.probe import MediaInfo, require_image, require_sound, require_video
+from uniavgen_cli.media.readers import is_silent
 from uniavgen_cli.media.subtitles import Subtitle, read_subtitles
 from uniavgen_cli.shapes import SIZE_MULTIPLE, ClipSpec, fit_size, frames_of_seconds
 
@@ -104,6 +105,11 @@ class Plan:
     def row_of(self, index: int) -> Task:
         """The row of the task table that window `index` goes by."""
         return self.row if index == 0 else following_row(self.request.task)
+
+    def place_of(self, index: int) -> str:
+        """Window `index` for a person, after the name of what is done; "" where it is the only one."""
+        count = len(self.windows)
+        return f", window {index + 1} of {count}" if count > 1 else ""
 
     @property
     def own_voice(self) -> tuple[float, float] | None:
@@ -196,7 +202,8 @@ def _planned(request: Request, preset: Preset) -> Plan:
         source = (media.video.height, media.video.width)
         if request.task == "dub":
             wanted_s = media.duration_s
-            if voice is None and media.audio is not None:
+            heard = media.audio is not None and voice is None
+            if heard and not is_silent(request.video, preset.clip.sample_rate):
                 if not preset.needs_voice_text:
                     voice = request.video
                 elif speech:
@@ -321,7 +328,12 @@ def _in_time(lines: Sequence[Subtitle], language: str, video_s: float, file: Pat
 
 
 def _check_voice(request: Request, preset: Preset, sound: MediaInfo) -> None:
-    """Raise UsageError or InputError for a voice that the model needs the words of, or a shorter one."""
+    """Raise UsageError or InputError for a voice that is silent, that the model needs the words of, or a
+    shorter one.
+    """
+    assert request.voice is not None
+    if is_silent(request.voice, preset.clip.sample_rate):
+        raise InputError(f"the voice {request.voice} is silent", "give a recording with speech")
     if not preset.needs_voice_text:
         return
     if not request.voice_text:

@@ -3,9 +3,8 @@
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from safetensors.torch import load, save
 from uniavgen_cli import __version__
 from uniavgen_cli.diffusion.sampler import State
 from uniavgen_cli.engine.provenance import digest
+from uniavgen_cli.media.scratch import scratch_folder
 
 
 def key_of(content: Mapping[str, Any], runtime: Mapping[str, str]) -> str:
@@ -39,14 +39,14 @@ class Store:
     """
 
     def __init__(self, parent: Path | None, key: str, seed: int) -> None:
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._temporary: ExitStack | None = None
         self._lock: int | None = None
         if parent is not None:
             self.folder = parent / f".uniavgen-{key}-{seed}"
             self._lock = _locked(self.folder)
         if self._lock is None:
-            self._temporary = tempfile.TemporaryDirectory(prefix="uniavgen-")
-            self.folder = Path(self._temporary.name)
+            self._temporary = ExitStack()
+            self.folder = self._temporary.enter_context(scratch_folder())
         self.count = 0  # windows that are whole
         while self._whole(self.count):
             self.count += 1
@@ -87,7 +87,7 @@ class Store:
     def close(self, *, done: bool) -> None:
         """Let go of the folder; of a clip that is `done` nothing stays."""
         if self._temporary is not None:
-            self._temporary.cleanup()
+            self._temporary.close()
         elif done or not self.count:
             shutil.rmtree(self.folder, ignore_errors=True)
         if self._lock is not None:

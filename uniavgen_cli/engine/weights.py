@@ -12,7 +12,7 @@ import re
 import shutil
 from collections.abc import Callable
 from fnmatch import fnmatchcase
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
@@ -248,8 +248,10 @@ def add(source: Path, name: str, progress: Progress = silent) -> int:
     entry = registry().get(name)
     if entry is not None and entry.by_hand:
         raise UsageError(f"{name} is no set of weights to be added", entry.by_hand)
-    if not any(path.endswith(".safetensors") for path in files):
-        raise InputError(f"{source} holds no .safetensors file", "give the folder that holds the weights")
+    holders = [PurePosixPath(path).parent for path in files if path.endswith(".safetensors")]
+    if PurePosixPath() not in holders:  # the hub's cache, say, has them under snapshots/
+        inside = f", such as {source / min(holders, key=lambda at: len(at.parts))}" if holders else ""
+        raise InputError(f"{source} itself holds no .safetensors file", f"give the folder that does{inside}")
     wanted = [file.to or file.path for one in (entry.sources if entry else ()) for file in one.files]
     if missing := [pattern for pattern in wanted if not any(fnmatchcase(path, pattern) for path in files)]:
         # A part may be there in another format, which the engine finds out when it loads.

@@ -53,7 +53,9 @@ def kept(path: Path, build: Callable[[], Probe], train: Callable[[], Probe]) -> 
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         trained = train()
-        save_file(trained.state_dict(), path)
+        beside = path.with_suffix(".tmp")
+        save_file(trained.state_dict(), beside)
+        beside.replace(path)  # half a probe would be taken for one
         return trained
     probe = build()
     probe.load_state_dict(load_file(path))

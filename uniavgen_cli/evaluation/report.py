@@ -2,6 +2,7 @@
 
 import html
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from uniavgen_cli import __version__
 from uniavgen_cli.codecs.mel import N_FFT
+from uniavgen_cli.errors import InputError
 from uniavgen_cli.evaluation import plots
 from uniavgen_cli.evaluation.runner import METRICS, LeftOut, Measured, how_measured
 from uniavgen_cli.media.output import check_output
@@ -111,18 +113,16 @@ def _clip(measured: Measured) -> Iterable[str]:
     if clip.record is not None:
         what.append(f"made by uniavgen {clip.record.get('task')}, preset {clip.record.get('preset')}")
     yield f'<p class="note">{html.escape("; ".join(what))}</p>'
-    if media.video is not None:
+    with suppress(LeftOut, InputError):  # the table says why
         yield figure(plots.contact_sheet(clip.frames), "frames spread over the clip")
     curves = {_CURVE_NAMES[name]: curve for name, curve in measured.curves.items()}
     if curves:
         ordered = {name: curves[name] for name in _CURVE_NAMES.values() if name in curves}
         yield plots.curves_svg(ordered, len(next(iter(ordered.values()))) / clip.fps)
-    try:
+    with suppress(LeftOut, InputError):
         samples = clip.samples[: LARGEST_SECONDS * 24_000]
         if len(samples) > N_FFT:
             yield figure(plots.spectrogram_for_page(samples), "sound, 0 to 8 kHz on the mel scale", wide=True)
-    except LeftOut:
-        pass
     rows = [
         [metric.name, shown(measured.values[metric.key]), metric.unit, metric.better]
         for metric in METRICS

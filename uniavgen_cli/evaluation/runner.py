@@ -154,6 +154,16 @@ class ClipFile:
         if not self.drawn:
             raise LeftOut("the probes know drawn people alone, and this is another's picture")
 
+    def require_known_voice(self) -> None:
+        """The probes of sound know the drawn world's voices: nano's own, whoever's picture it is given.
+
+        Of a sound alone that is taken for granted.
+        """
+        record = self.record or {}
+        ours = record.get("base") == "nano" and record.get("task") != "animate"
+        if self.media.video is not None and not ours:
+            self.require_drawn()
+
     @cached_property
     def text(self) -> str:
         """What all of its sound should say."""
@@ -239,6 +249,8 @@ def measure(clip: ClipFile, instruments: Instruments) -> Measured:
             left_out |= {key: str(reason) for key in keys if key not in values}
         except ValueError as error:  # too short for it
             left_out |= {key: str(error) for key in keys if key not in values}
+        except InputError as error:  # damaged within, or a reference that is no longer what it was
+            left_out |= {key: error.what for key in keys if key not in values}
     return Measured(clip=clip, values=values, left_out=left_out, curves=curves)
 
 
@@ -300,8 +312,7 @@ def _syncnet(clip: ClipFile, instruments: Instruments, curves: dict[str, np.ndar
 
 
 def _phonemes(clip: ClipFile, instruments: Instruments, curves: dict[str, np.ndarray]) -> Found:
-    if clip.media.video is not None:
-        clip.require_drawn()
+    clip.require_known_voice()
     recogniser = _needs(instruments.recogniser, "the phoneme recogniser")
     try:
         timed = time_phonemes(clip.text)
@@ -318,8 +329,7 @@ def _words(clip: ClipFile, instruments: Instruments, curves: dict[str, np.ndarra
 
 
 def _voice(clip: ClipFile, instruments: Instruments, curves: dict[str, np.ndarray]) -> Found:
-    if clip.media.video is not None:
-        clip.require_drawn()
+    clip.require_known_voice()
     reference = clip.references.voice or clip.given("voice")
     if reference is None:
         raise LeftOut("no voice is given to hold it against; --voice names one")
@@ -335,8 +345,9 @@ def _emotion_seen(clip: ClipFile, instruments: Instruments, curves: dict[str, np
 
 
 def _emotion_heard(clip: ClipFile, instruments: Instruments, curves: dict[str, np.ndarray]) -> Found:
-    if clip.media.video is not None:
-        clip.require_drawn()
+    clip.require_known_voice()
+    if clip.media.video is None and clip.record is None:
+        raise LeftOut("whose voice it is is not known, and the probe knows the drawn world's alone")
     yield "emotion_heard", emotion.heard_emotion(clip.samples, _needs(instruments.tone, "the voice probe"))[0]
 
 

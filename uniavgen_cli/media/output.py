@@ -1,8 +1,6 @@
 """Files that appear whole or not at all."""
 
 import os
-import tempfile
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -15,6 +13,7 @@ from uniavgen_cli.errors import OutputError
 from uniavgen_cli.media.ffmpeg import FFmpegError
 from uniavgen_cli.media.pieces import Samples, pieces_of
 from uniavgen_cli.media.probe import shown
+from uniavgen_cli.media.scratch import scratch_file, scratch_folder
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
 
@@ -62,20 +61,17 @@ def whole_file(path: str | os.PathLike[str], overwrite: bool = False) -> Iterato
     Raises OutputError for what `check_output` finds, a full disk and anything else ffmpeg says.
     """
     path = check_output(path, overwrite)
-    # no ending of a clip: what a killed program leaves is not taken for one
-    temporary = path.absolute().parent / f".{uuid.uuid4().hex[:12]}.part"
     try:
-        yield temporary
-        check_output(path, overwrite)
-        os.replace(temporary, path)
+        with scratch_file(path.absolute().parent) as temporary:
+            yield temporary
+            check_output(path, overwrite)
+            os.replace(temporary, path)
     except FFmpegError as error:
         reason = "No space left on device" if "No space left" in str(error) else str(error)
         raise OutputError(f"{shown(path)} can't be written: {reason}", _hint(reason)) from None
     except OSError as error:
         reason = error.strerror or str(error)
         raise OutputError(f"{shown(path)} can't be written: {reason}", _hint(reason)) from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _hint(reason: str) -> str:
@@ -94,8 +90,8 @@ def sound_file(samples: Samples, sample_rate: int) -> Iterator[Path]:
 
     It is a Wave64: a WAV holds no more than 4 GiB.
     """
-    with tempfile.TemporaryDirectory(prefix="uniavgen-") as folder:
-        path = Path(folder) / "sound.w64"
+    with scratch_folder() as folder:
+        path = folder / "sound.w64"
         try:
             _write_sound(path, samples, sample_rate)
         except (soundfile.SoundFileError, AssertionError) as error:  # which asserts that all were written

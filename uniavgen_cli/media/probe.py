@@ -1,6 +1,7 @@
 """What a file holds, found out in milliseconds: every check of a given file that needs no model."""
 
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -173,6 +174,8 @@ def _existing(path: str | os.PathLike[str]) -> Path:
         os.fspath(path).encode()  # ffmpeg is handed names as UTF-8
         path.open("rb").close()
     except FileNotFoundError:
+        if re.match(r"\w[\w+.-]+:/", os.fspath(path)):
+            raise InputError(f"{shown(path)} is an address", "download it and give the file") from None
         folder = shown(path.absolute().parent)
         raise InputError(f"no file {shown(path)}", f"looked in {folder}; check the name") from None
     except UnicodeEncodeError:

@@ -8,6 +8,8 @@ from uniavgen_cli.media.audio import iter_audio
 from uniavgen_cli.media.pieces import Pieces
 from uniavgen_cli.media.video import iter_frames
 
+SILENT = 1e-4  # of full scale: a sound that never reaches it is silence
+
 
 class SoundReader:
     """A file's sound, mono at `sample_rate`."""
@@ -52,3 +54,34 @@ def peak_of(path: str | os.PathLike[str], sample_rate: int) -> float:
     """The largest absolute sample of a file's sound at that rate, read a piece at a time."""
     pieces = iter_audio(path, sample_rate)
     return max((float(np.abs(piece).max(initial=0.0)) for piece in pieces), default=0.0)
+
+
+def is_silent(path: str | os.PathLike[str], sample_rate: int) -> bool:
+    """Whether nothing is heard in a file's sound; read up to where something is."""
+    pieces = iter_audio(path, sample_rate)
+    return not any(np.abs(piece).max(initial=0.0) >= SILENT for piece in pieces)
+
+
+def spoken_part(
+    path: str | os.PathLike[str], sample_rate: int, seconds: float, quiet: float
+) -> tuple[np.ndarray, float]:
+    """The first `seconds` of a voice from where it begins, (n,), and how long it speaks in all.
+
+    It speaks from the first to the last sample above `quiet` of its peak; of silence (0,) and 0.
+    """
+    peak = peak_of(path, sample_rate)
+    if peak < SILENT:
+        return np.zeros(0, np.float32), 0.0
+    most = round(seconds * sample_rate)
+    kept: list[np.ndarray] = []
+    first, last, at, held = -1, 0, 0, 0
+    for piece in iter_audio(path, sample_rate):
+        loud = np.flatnonzero(np.abs(piece) > quiet * peak)
+        if len(loud):
+            first, last = at + int(loud[0]) if first < 0 else first, at + int(loud[-1])
+        if first >= 0 and held < most:
+            kept.append(piece[max(0, first - at) :][: most - held])
+            held += len(kept[-1])
+        at += len(piece)
+    count = last + 1 - first
+    return np.concatenate(kept)[:count], count / sample_rate

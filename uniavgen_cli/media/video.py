@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from fractions import Fraction
 from itertools import chain, islice
 from pathlib import Path
@@ -153,11 +153,11 @@ def write_dub(
     overwrite: bool = False,
     keep_sound: bool = False,
 ) -> Path:
-    """Write the source's own video packets with new sound, padded or trimmed to the video's length.
+    """Write the source's own video packets with new sound, padded or trimmed to the source's length.
 
     `samples` (n,) begin with the file; with `keep_sound` they are mixed over its own sound, at that one's
-    rate and with its channels up to two. Raises OutputError when the container can't hold the codec: see
-    `dub_container`.
+    rate and with its channels up to two. Raises OutputError when the container can't hold the picture as it
+    is: see `dub_container`.
     """
     info, video = probe(source), _video(source)
     path = Path(path)
@@ -171,14 +171,15 @@ def write_dub(
         if keep_sound and info.audio is not None:
             new = stack.enter_context(sound_file(samples, sample_rate))
             sample_rate = info.audio.sample_rate
-            samples = _mixed_sound(info, new, round(video.duration_s * sample_rate))
-        with sound_file(fitted(samples, round(video.duration_s * sample_rate)), sample_rate) as wav:
+            samples = _mixed_sound(info, new, round(info.duration_s * sample_rate))
+        with sound_file(fitted(samples, round(info.duration_s * sample_rate)), sample_rate) as wav:
             options: dict[str, Any] = {"c:v": "copy", "map_metadata": -1, "map_chapters": -1}
             if video.codec == "hevc" and suffix in _MP4_FAMILY:
                 options["tag:v"] = "hvc1"
             options |= _encode_sound(path, "192k") | _container(path, metadata)
             streams = [ffmpeg.open_picture(Path(source), fflags="+genpts"), ffmpeg.open_sound(wav)]
             ffmpeg.run(ffmpeg.write_output(streams, temporary, **options))
+        _check_kept(temporary, path, source)
     return path
 
 
@@ -280,6 +281,21 @@ def _video(source: str | os.PathLike[str]) -> VideoInfo:
     video = require_video(source).video
     assert video is not None
     return video
+
+
+def _check_kept(written: Path, path: Path, source: str | os.PathLike[str]) -> None:
+    """Raise OutputError when a container took packets of the source's picture that no one can play there.
+
+    Or would show what an MP4 hides: packets from before its beginning, on which others rest.
+    """
+    given, kept = _video(source), None
+    with suppress(InputError):
+        kept = _video(written)
+    hidden = "mov" in probe(source).format and path.suffix.lower() not in _MP4_FAMILY
+    if kept is None or kept.codec != given.codec or (hidden and kept.duration_s > given.duration_s + 0.1):
+        raise OutputError(
+            f"{shown(path)} can't hold the {given.codec} video as it is", f"end it in {dub_container(source)}"
+        )
 
 
 def _rate(fps: float) -> Fraction:

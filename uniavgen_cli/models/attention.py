@@ -48,6 +48,7 @@ def _xformers(q: Tensor, k: Tensor, v: Tensor, key_lengths: tuple[int, ...] | No
     if key_lengths is None:
         return ops.memory_efficient_attention(q, k, v)
     batch, tokens = q.shape[:2]
-    bias = ops.fmha.attn_bias.BlockDiagonalMask.from_seqlens([tokens] * batch, list(key_lengths))
+    mask = ops.fmha.attn_bias.BlockDiagonalMask
+    bias = mask.from_seqlens([tokens] * batch, list(key_lengths), device=q.device)  # else on the first GPU
     k, v = (torch.cat([x[i, :n] for i, n in enumerate(key_lengths)])[None] for x in (k, v))
     return ops.memory_efficient_attention(q.flatten(0, 1)[None], k, v, attn_bias=bias).view_as(q)

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from uniavgen_cli.errors import WeightsError
+from uniavgen_cli.errors import WeightsError, ran_out_of_memory
 
 INDEX_SUFFIX = ".safetensors.index.json"
 PICKLES = (".pth", ".pt", ".bin")
@@ -62,11 +62,12 @@ def load_weights(
     type: the memory needed is the module's own.
     """
     check_weights(module, path, file_key)
+    wanted, state = module.state_dict(), {}
     places: dict[str, list[str]] = {}  # two modules may share one tensor of the file
-    for name in module.state_dict():
+    for name in wanted:
         places.setdefault(file_key(name), []).append(name)
-    state = {}
     for key, tensor in each_tensor(path, device):
+        check_kind(path, key, tensor, wanted[places[key][0]])
         state.update(dict.fromkeys(places[key], _cast(key, tensor, dtype, float32_parts)))
     module.load_state_dict(state, assign=True)
 
@@ -75,6 +76,16 @@ def check_weights(module: nn.Module, path: Path, file_key: Callable[[str], str] 
     """Raise WeightsError unless the file has the module's keys and shapes; reads its headers alone."""
     wanted = {file_key(name): tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     _compare(wanted, read_shapes(path), path)
+
+
+def check_kind(path: Path, key: str, tensor: Tensor, wanted: Tensor) -> None:
+    """Raise WeightsError for whole numbers where the module has fractions, or the other way round."""
+    if tensor.is_floating_point() != wanted.is_floating_point():
+        found, right = (str(one.dtype).removeprefix("torch.") for one in (tensor, wanted))
+        raise WeightsError(
+            f"{path} holds {key} as {found}, which can't be read as {right}",
+            "it was quantised or converted: fetch the released file",
+        )
 
 
 def weights_in(folder: Path) -> Path:
@@ -123,13 +134,18 @@ def read_shapes(path: Path) -> dict[str, Shape]:
     shapes: dict[str, Shape] = {}
     for file in _files(path):
         if file.suffix in PICKLES:
-            shapes.update({name: tuple(tensor.shape) for name, tensor in _unpickled(file).items()})
-            continue
-        try:
-            with safe_open(file, framework="pt") as shard:
-                shapes.update({name: tuple(shard.get_slice(name).get_shape()) for name in shard.keys()})
-        except (OSError, SafetensorError) as error:
-            raise _unreadable(file, error) from error
+            found = {name: tuple(tensor.shape) for name, tensor in _unpickled(file).items()}
+        else:
+            try:
+                with safe_open(file, framework="pt") as shard:
+                    found = {name: tuple(shard.get_slice(name).get_shape()) for name in shard.keys()}
+            except (OSError, SafetensorError) as error:
+                raise _unreadable(file, error) from error
+        if twice := sorted(shapes.keys() & found):
+            raise WeightsError(
+                f"{file} holds {', '.join(twice[:5])}, as another shard does", "fetch all of them again"
+            )
+        shapes |= found
     return shapes
 
 
@@ -162,9 +178,9 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
             f"{path} holds code or other things that are no tensors, and none of it was run",
             "it is not the released file: fetch it again",
         ) from error
-    except MemoryError:
-        raise
     except Exception as error:  # damaged bytes raise all sorts
+        if ran_out_of_memory(error):
+            raise
         raise _unreadable(path, error) from error
     if not isinstance(tensors, dict) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in tensors.items()

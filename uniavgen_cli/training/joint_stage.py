@@ -48,7 +48,7 @@ class JointTraining:
     seed: int = 0
     audio_alone: bool = False
     dropped: float = 0.1  # share of clips whose caption, or whose speech text, is left out
-    carried: float = 0.3  # share of the joint batches that go on from a window before
+    carried: float = 0.3  # share of the batches that go on from a window before
     no_picture: float = 0.5  # share of the joint batches that start from the prompt alone
     mask_weight: float = 0.1  # at the first step; falls to 0 along the run
     shift: float = 3.0  # of the training timesteps, towards noise
@@ -158,6 +158,8 @@ def joint_stage(
         made["task"] = task
         made["noise_seed"] = how.seed * 1_000_003 + step
         made["t"] = _times(rng, how.batch_size, how.shift)
+        if how.audio_alone and rng.random() < how.carried:
+            made["given_audio"] = int(rng.integers(1, made["mel"].shape[1] // 2 + 1))
         if not how.audio_alone:
             made |= _picture_batch(clips, row, how, rng, made)
         return made
@@ -223,6 +225,7 @@ def _sound_batch(
         row.reference_voice
         or (how.audio_alone and rng.random() < 0.25)
         or (row.given_video == "all" and rng.random() < 0.5)
+        or (row.given_audio == "part" and rng.random() < 0.5)  # a long clip's first window tells the voice
     )
     if listens and clips.tensors["reference_mel"].shape[1]:
         length = int(rng.integers(80, 1 + clips.tensors["reference_mel"].shape[1]))
@@ -345,10 +348,12 @@ def _audio_loss(module: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]
     mel, t = batch["mel"], batch["t"]
     noises = noise((len(mel), 0), mel.shape, batch["noise_seed"])
     state = _noisy(noises.video.to(mel), mel, t, noises)
-    stream = Given(reference_audio=batch["reference_mel"]).audio_stream(state, 1000 * t)
+    given_audio = batch["given_audio"]
+    given = Given(reference_audio=batch["reference_mel"], audio=mel[:, :given_audio] if given_audio else None)
+    stream = given.audio_stream(state, 1000 * t)
     assert isinstance(module, UniAVGen)
     made = module.forward_audio(stream, _conditions(batch))
-    return {"audio": _audio_error(made, noises.audio.to(mel) - mel, 0)}
+    return {"audio": _audio_error(made, noises.audio.to(mel) - mel, given_audio)}
 
 
 def _noisy(latents: Tensor, mel: Tensor, t: Tensor, noises: State) -> State:

@@ -53,8 +53,8 @@ class Ledger:
         means = {name: float(value) / steps for name, value in totals.items()}
         if processes.rank() == 0:
             row = [step, f"{speed:.3f}", *(f"{name}={mean:.5f}" for name, mean in means.items())]
-            _append(self.path, [row])
-            _append(self.task_path, list(_task_rows(step, by_task)), TASK_HEADER)
+            append(self.path, [row])
+            append(self.task_path, list(_task_rows(step, by_task)), TASK_HEADER)
         self.totals, self.by_task, self.steps = {}, {}, 0
         return means
 
@@ -66,15 +66,21 @@ class Ledger:
             "steps": self.steps,
         }
 
-    def resume(self, step: int, state: dict[str, Any] | None) -> None:
-        """Go on at `step`: rows written after it are taken back, sums not yet written are known again."""
+    def resume(self, step: int, states: list[dict[str, Any]]) -> None:
+        """Go on at `step`: rows written after it are taken back, sums not yet written are known again.
+
+        `states` are of all processes; the first takes all of them over when there are now more or fewer.
+        """
         if processes.rank() == 0:
             for path in (self.path, self.task_path):
-                _cut_after(path, step)
-        if state:
-            self.totals = {name: value.to(self.device) for name, value in state["totals"].items()}
-            self.by_task = {name: value.to(self.device) for name, value in state["by_task"].items()}
-            self.steps = state["steps"]
+                cut_after(path, step)
+        if len(states) == processes.count():
+            states = [states[processes.rank()]]
+        elif processes.rank() > 0:
+            states = []
+        totals, by_task, self.steps = _sum_of(states)
+        self.totals = {name: value.to(self.device) for name, value in totals.items()}
+        self.by_task = {name: value.to(self.device) for name, value in by_task.items()}
 
 
 def _sum_of(states: list[dict[str, Any]]) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
@@ -98,7 +104,8 @@ def _task_rows(step: int, by_task: dict[str, Tensor]) -> list[list[Any]]:
     return rows
 
 
-def _append(path: Path, rows: list[list[Any]], header: list[str] | None = None) -> None:
+def append(path: Path, rows: list[list[Any]], header: list[str] | None = None) -> None:
+    """Add rows to a CSV; the header first, where there is one and the file is new."""
     if not rows:
         return
     fresh = not path.exists() or path.stat().st_size == 0
@@ -109,7 +116,7 @@ def _append(path: Path, rows: list[list[Any]], header: list[str] | None = None) 
         writer.writerows(rows)
 
 
-def _cut_after(path: Path, step: int) -> None:
+def cut_after(path: Path, step: int) -> None:
     """Take back the rows of steps after `step`, and a row that a kill left half written."""
     if not path.is_file():
         return

@@ -75,6 +75,7 @@ def _joint(
     data: str,
     clips: int = 0,
     pictures: int = 0,
+    liveliness: float = 1.0,
     workers: int = 1,
     start_from: str | None = None,
     held_out: int = 0,
@@ -84,9 +85,10 @@ def _joint(
 ) -> Stage:
     """The joint model on the clips in the folder `data`: what `uniavgen prepare` made there, or drawn ones.
 
-    Drawn are `clips` of them and as many `pictures`, where they are not yet there. `start_from` is an index
-    of weights, or "installed" for the preset's own. Every `mask_every` steps M is held against the faces of
-    unseen people, the last `held_out` clips of prepared ones, and every `sample_every` steps a clip is made.
+    Drawn are `clips` of them, with heads of that `liveliness`, and as many `pictures`, where they are not yet
+    there. `start_from` is an index of weights, or "installed" for the preset's own. Every `mask_every` steps
+    M is held against the faces of unseen people, the last `held_out` clips of prepared ones, and every
+    `sample_every` steps a clip is made.
     """
     out = Path(data)
     manifest = read_manifest(out)
@@ -97,7 +99,16 @@ def _joint(
     if manifest is not None:
         _check_codec(manifest, recipe, out)
     elif processes.rank() == 0:
-        _draw(recipe, out, progress, training, clips=clips, pictures=pictures, workers=workers)
+        _draw(
+            recipe,
+            out,
+            progress,
+            training,
+            clips=clips,
+            pictures=pictures,
+            liveliness=liveliness,
+            workers=workers,
+        )
     processes.wait()
 
     captions, picture_bank, importance, indices = None, None, None, character_indices
@@ -149,6 +160,7 @@ def _draw(
     *,
     clips: int,
     pictures: int,
+    liveliness: float,
     workers: int,
 ) -> None:
     """Draw and speak the clips and pictures that are not there yet."""
@@ -159,7 +171,9 @@ def _draw(
     if training.audio_alone:
         return
     vae = cache.VAESource(path=weights_folder(recipe) / "video_vae.safetensors", config=recipe.video_vae)
-    drawing = cache.build(out, seed=seed, first=0, count=clips, vae=vae, workers=workers)
+    drawing = cache.build(
+        out, seed=seed, first=0, count=clips, vae=vae, liveliness=liveliness, workers=workers
+    )
     _follow(drawing, progress, "drawing clips", clips)
     if pictures:
         drawing = cache.build_pictures(out, seed=seed, count=pictures, vae=vae, workers=workers)

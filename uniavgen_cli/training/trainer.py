@@ -5,6 +5,7 @@ first writes.
 """
 
 import math
+import pickle
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -145,15 +146,15 @@ def run(
                     if step % watch.every == 0:
                         with _averaged(module, average):
                             watch.look(module, step, out)
-                if now - saved_at > stage.checkpoint_every_s:
-                    _save(out / "checkpoint.pt", step, _kept(module, stage), optimizer, average, ledger)
-                    saved_at = time.monotonic()
+            due = rank == 0 and time.monotonic() - saved_at > stage.checkpoint_every_s
+            if processes.anyone(due, device):
+                _save(out / "checkpoint.pt", step, _kept(module, stage), optimizer, average, ledger)
+                saved_at = time.monotonic()
 
     finished = step >= stage.steps
-    if rank == 0:
-        _save(out / "checkpoint.pt", step, _kept(module, stage), optimizer, average, ledger)
-        if finished:
-            stage.export(average, out)
+    _save(out / "checkpoint.pt", step, _kept(module, stage), optimizer, average, ledger)
+    if finished and rank == 0:
+        stage.export(average, out)
     processes.wait()
     return finished
 
@@ -231,12 +232,16 @@ def _save(
     average: dict[str, Tensor],
     ledger: Ledger,
 ) -> None:
+    """Of several processes all must call it: each has losses of its own. One writes."""
+    ledgers = processes.gathered(ledger.state())
+    if processes.rank() > 0:
+        return
     state = {
         "step": step,
         "module": {name: value.detach() for name, value in kept.items()},
         "optimizer": optimizer.state_dict(),
         "average": average,
-        "ledger": ledger.state(),
+        "ledgers": ledgers,
     }
     beside = path.with_suffix(".tmp")
     torch.save(state, beside)
@@ -252,16 +257,23 @@ def _resume(
 ) -> int:
     """The step to go on from, with everything as it stood then; 0 without a checkpoint."""
     if not path.is_file():
-        ledger.resume(0, None)
+        ledger.resume(0, [])
         return 0
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        why = str(error).splitlines()[0] if str(error) else "it is empty"
+        raise WeightsError(
+            f"the checkpoint {path} can't be read ({why})",
+            "train into another folder with --output, or remove it to begin anew",
+        ) from error
     try:
         if state["average"].keys() != average.keys():
             names = sorted(state["average"].keys() ^ average.keys())
             raise ValueError(f"{len(names)} tensors are in one of them alone, such as {names[0]}")
         module.load_state_dict({**module.state_dict(), **state["module"]})
         optimizer.load_state_dict(state["optimizer"])
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, KeyError) as error:
         raise WeightsError(
             f"the checkpoint {path} does not fit this model ({str(error).splitlines()[0]})",
             "train into another folder with --output, or remove it to begin anew",
@@ -269,7 +281,7 @@ def _resume(
     for name, value in state["average"].items():
         average[name].copy_(value)
     step = int(state["step"])
-    ledger.resume(step, state.get("ledger"))
+    ledger.resume(step, state.get("ledgers", []))
     return step
 
 

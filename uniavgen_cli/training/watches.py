@@ -1,6 +1,5 @@
 """What the joint model is looked at for while it learns: sample clips, and the mask on unseen faces."""
 
-import csv
 import logging
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from uniavgen_cli.training.joint_stage import (
     joint_forward,
     joint_stage,
 )
+from uniavgen_cli.training.ledger import append, cut_after
 from uniavgen_cli.training.trainer import Watch
 
 UNSEEN_SEED = 9_000_011  # of drawn people that no training run sees
@@ -128,9 +128,6 @@ def _write_first_picture(codec: PictureCodec, clip: cache.CachedClip, path: Path
 
 
 def _add_row(path: Path, header: list[str], row: list[object]) -> None:
-    fresh = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        if fresh:
-            writer.writerow(header)
-        writer.writerow(row)
+    """A row of a step, in place of those that a run which was cut wrote for it and later steps."""
+    cut_after(path, int(str(row[0])) - 1)
+    append(path, [row], header)
