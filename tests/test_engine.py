@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -13,12 +14,13 @@ from tiny_model import write_tiny_preset
 
 from uniavgen_cli.data.dataset import sample_clip
 from uniavgen_cli.data.voice import PHONEME_INDEX
+from uniavgen_cli.diffusion.sampler import State
 from uniavgen_cli.engine import provenance
-from uniavgen_cli.engine.conditions import moving_span, prepare
+from uniavgen_cli.engine.conditions import Prepared, moving_span, prepare
 from uniavgen_cli.engine.engine import Engine
-from uniavgen_cli.engine.request import Request, check
+from uniavgen_cli.engine.request import Plan, Request, check
 from uniavgen_cli.errors import InputError
-from uniavgen_cli.media.video import read_metadata, write_clip
+from uniavgen_cli.media.video import read_frames, read_metadata, write_clip
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +115,40 @@ def test_conditions_are_what_the_table_says(engine: Engine, given: Path) -> None
     plan, animated = prepared(task="animate", face=given / "face.png", sound=given / "speech.wav")
     assert animated.given.num_frames == 1 and animated.given.num_tokens == plan.spec.audio_tokens
     assert not animated.positive.phonemes.any()
+
+    plan, continued = prepared(task="continue", video=given / "talk.mp4", duration_s=0.5)
+    spec, begin = plan.spec, plan.context_start_s
+    kept = read_frames(
+        given / "talk.mp4", spec.fps, spec.height, spec.width, start_s=begin, num_frames=plan.context_frames
+    )
+    now = torch.from_numpy(kept[-1]).permute(2, 0, 1)[None, :, None] / 127.5 - 1
+    with torch.inference_mode():
+        expected = engine.video_vae.encode(now)
+    reference = continued.given.reference_frame  # the person as they are where the clip goes on
+    assert reference is not None and torch.allclose(reference, expected, atol=1e-5)
+    assert continued.given.num_frames == 4
+
+
+def test_a_person_from_words_is_painted_first(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampling = engine.preset.sampling.model_copy(update={"person_first": True})
+    plan = check(Request(task="generate", prompt="a man", speech="Hello.", seed=3), engine.preset)
+    plan = replace(plan, preset=engine.preset.model_copy(update={"sampling": sampling}))
+    seen: list[tuple[Prepared, State]] = []
+    sample = engine._sample
+
+    def watched(plan: Plan, index: int, prepared: Prepared, *rest: Any) -> State:
+        seen.append((prepared, sample(plan, index, prepared, *rest)))
+        return seen[-1][1]
+
+    monkeypatch.setattr(engine, "_sample", watched)
+    stages: list[str] = []
+    engine.run(plan, progress=lambda stage, done, total: stages.append(stage))
+    assert "painting" in stages and "sampling" in stages
+    (first, painted), (second, state) = seen
+    assert first.given.reference_frame is None and first.given.num_frames == 0
+    assert second.given.num_frames == 1
+    for picture in (second.given.reference_frame, second.given.video, state.video[:, :, :1]):
+        assert picture is not None and torch.equal(picture, painted.video[:, :, :1])
 
 
 def test_face_prior_is_of_the_face_and_off_by_default(engine: Engine, given: Path) -> None:
