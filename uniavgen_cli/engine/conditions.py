@@ -106,9 +106,8 @@ class Preparer:
         window = plan.windows[index]
         spec = plan.window_spec(window)
         given_video = self._given_video(index, before)
-        if plan.row.given_video == "part" and self._start is not None:
-            # where the person is now, and not where they were: what is kept of it would jump back
-            reference_frame: Tensor | None = self._encode(_as_video(self._start[-1:]))
+        if plan.row.given_video == "part":
+            reference_frame: Tensor | None = self._last_given
         elif index and first is not None:
             reference_frame = first.video[:, :, :1].float()
         else:
@@ -233,6 +232,15 @@ class Preparer:
             raise InputError(f"{request.video} holds no picture", "give a video that plays")
         # a damaged file can hold fewer than it says: the last picture stands still
         return np.concatenate([frames, *[frames[-1:]] * (plan.context_frames - len(frames))])
+
+    @cached_property
+    def _last_given(self) -> Tensor:
+        """Latents (1, c, 1, h, w) of the last picture of the clip that goes on, the reference of all windows.
+
+        It shows where the person is now; kept from where they were, they would jump back.
+        """
+        assert self._start is not None
+        return self._encode(_as_video(self._start[-1:]))
 
     # ---- sound -------------------------------------------------------------------------------------------
 
