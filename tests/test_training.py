@@ -17,7 +17,7 @@ from uniavgen_cli.config import Preset, load_preset, weights_folder
 from uniavgen_cli.data import cache
 from uniavgen_cli.data.dataset import sample_clip, sample_picture
 from uniavgen_cli.engine.tasks import TASKS
-from uniavgen_cli.errors import WeightsError
+from uniavgen_cli.errors import InputError, WeightsError
 from uniavgen_cli.models.state_dict import load_module
 from uniavgen_cli.models.uniavgen import UniAVGen, UniAVGenConfig
 from uniavgen_cli.training import joint_stage as joint
@@ -241,12 +241,23 @@ def pictures(tiny: Preset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> c
     """Four drawn pictures, cached and read back."""
     monkeypatch.setattr(cache, "PICTURE_SHARD", 4)
     path = weights_folder(tiny) / "video_vae.safetensors"
-    assert cache._write_pictures(tmp_path, 3, 0, cache.VAESource(path=path, config=tiny.video_vae)) == 4
+    source = cache.VAESource(path=path, config=tiny.video_vae)
+    assert cache._write_pictures(tmp_path, 3, 0, source, "drawn by a test") == 4
     return cache.load_pictures(tmp_path)
 
 
 def caption_encoder(tiny: Preset) -> CaptionEncoder:
     return CaptionEncoder.load(weights_folder(tiny) / "caption.safetensors", CaptionConfig(**tiny.caption))
+
+
+def test_clips_that_were_made_otherwise_are_not_taken_for_these(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "SHARD", 1)
+    assert cache._write_shard(tmp_path, 5, 0, None, 1.0, 0.0, "seed 5") == 1
+    assert list(cache.build(tmp_path, seed=5, first=0, count=1)) == []
+    with pytest.raises(InputError, match=r"audio-000000.*made otherwise: seed 5; now asked for: seed 6"):
+        list(cache.build(tmp_path, seed=6, first=0, count=1))
 
 
 def test_a_cached_picture_is_what_was_drawn(tiny: Preset, pictures: cache.CachedPictures) -> None:

@@ -1,8 +1,9 @@
 """Training clips and pictures as the model sees them: mels and phonemes, latents and masks, in shards."""
 
+import hashlib
 import json
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,14 +17,18 @@ from safetensors.torch import save_file
 from uniavgen_cli.codecs import PictureCodec
 from uniavgen_cli.codecs.mel import log_mel, normalize, peak_normalize
 from uniavgen_cli.codecs.video_vae import VideoVAE, VideoVAEConfig
+from uniavgen_cli.data.avatar import Rendered
 from uniavgen_cli.data.dataset import REFERENCE_TOKENS, SpeakingClip, sample_clip, sample_picture
+from uniavgen_cli.data.photograph import photographed
 from uniavgen_cli.data.voice import place_phonemes
+from uniavgen_cli.errors import InputError
 from uniavgen_cli.media.face import face_mask
 from uniavgen_cli.shapes import TEMPORAL_STRIDE, ClipSpec
 
 SHARD = 64  # clips a file
 PICTURE_SHARD = 512  # pictures a file
 SILENT_SAMPLES = 7200  # 0.3 s
+PHOTOGRAPHS = 2  # a stream of random numbers of its own beside the clips' and the pictures'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +37,11 @@ class VAESource:
 
     path: Path
     config: dict[str, object]
+
+    def digest(self) -> str:
+        """What tells it from another."""
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
 def build(
@@ -42,27 +52,57 @@ def build(
     count: int,
     vae: VAESource | None = None,
     liveliness: float = 1.0,
+    photographic: float = 0.0,
     workers: int = 1,
 ) -> Iterator[int]:
     """Draw and speak clips `first` to `first + count` of the data set `seed`; yields the clips done so far.
 
     Without `vae` only the sound is kept, in `audio-*.safetensors`; with it only the picture, in
-    `video-*.safetensors`, of heads that move `liveliness` times as much as people's.
-    Shards that are there already are left alone, so a run that was cut goes on.
+    `video-*.safetensors`, of heads that move `liveliness` times as much as people's; a share `photographic`
+    of them is framed, lit and grained as photographs are.
+    Shards that are there already are left alone, so a run that was cut goes on. Raises InputError for ones
+    that were made otherwise.
     """
     kind = "audio" if vae is None else "video"
-    starts = [s for s in range(first, first + count, SHARD) if not _shard(out, kind, s).is_file()]
+    how = f"seed {seed}"
+    if vae is not None:
+        how += f", liveliness {liveliness:g}, photographic {photographic:g}, VAE {vae.digest()}"
+    starts = _missing(out, kind, range(first, first + count, SHARD), how)
     done = count - len(starts) * SHARD
     yield from _written(
-        out, workers, done, [(_write_shard, out, seed, start, vae, liveliness) for start in starts]
+        out,
+        workers,
+        done,
+        [(_write_shard, out, seed, start, vae, liveliness, photographic, how) for start in starts],
     )
 
 
 def build_pictures(out: Path, *, seed: int, count: int, vae: VAESource, workers: int = 1) -> Iterator[int]:
     """Draw pictures 0 to `count` of the data set `seed`, in `picture-*.safetensors`, in the same manner."""
-    starts = [s for s in range(0, count, PICTURE_SHARD) if not _shard(out, "picture", s).is_file()]
+    how = f"seed {seed}, VAE {vae.digest()}"
+    starts = _missing(out, "picture", range(0, count, PICTURE_SHARD), how)
     done = count - len(starts) * PICTURE_SHARD
-    yield from _written(out, workers, done, [(_write_pictures, out, seed, start, vae) for start in starts])
+    yield from _written(
+        out, workers, done, [(_write_pictures, out, seed, start, vae, how) for start in starts]
+    )
+
+
+def _missing(out: Path, kind: str, starts: Iterable[int], how: str) -> list[int]:
+    """The shards that are not there yet; those that are must have been made as these would be."""
+    missing = []
+    for start in starts:
+        path = _shard(out, kind, start)
+        if not path.is_file():
+            missing.append(start)
+            continue
+        with safe_open(path, framework="pt") as file:
+            made = (file.metadata() or {}).get("how", "not told how")
+        if made != how:
+            raise InputError(
+                f"{path} was made otherwise: {made}; now asked for: {how}",
+                "give train.data a new folder, or remove this one",
+            )
+    return missing
 
 
 def _written(out: Path, workers: int, done: int, calls: list[tuple[Any, ...]]) -> Iterator[int]:
@@ -121,7 +161,15 @@ def _shard(out: Path, kind: str, start: int) -> Path:
     return out / f"{kind}-{start:06d}.safetensors"
 
 
-def _write_shard(out: Path, seed: int, start: int, vae: VAESource | None, liveliness: float) -> int:
+def _write_shard(
+    out: Path,
+    seed: int,
+    start: int,
+    vae: VAESource | None,
+    liveliness: float,
+    photographic: float,
+    how: str,
+) -> int:
     torch.set_num_threads(1)
     codec = None if vae is None else VideoVAE.load(vae.path, VideoVAEConfig(**vae.config))  # type: ignore[arg-type]
     tensors: dict[str, torch.Tensor] = {}
@@ -137,16 +185,19 @@ def _write_shard(out: Path, seed: int, start: int, vae: VAESource | None, liveli
                 "emotion": clip.emotion,
             }
         else:
-            arrays = picture_arrays(replace(clip, motion=clip.motion.calmer(liveliness)), codec)
+            clip = replace(clip, motion=clip.motion.calmer(liveliness))
+            rng = np.random.default_rng([seed, index, PHOTOGRAPHS])
+            drawn = photographed(clip, rng) if rng.random() < photographic else None
+            arrays = picture_arrays(clip, codec, drawn)
         tensors.update({f"{index}/{name}": value.contiguous() for name, value in arrays.items()})
     path = _shard(out, "audio" if codec is None else "video", start)
     beside = path.with_suffix(".tmp")
-    save_file(tensors, beside, metadata={"texts": json.dumps(texts)})
+    save_file(tensors, beside, metadata={"texts": json.dumps(texts), "how": how})
     beside.replace(path)
     return SHARD
 
 
-def _write_pictures(out: Path, seed: int, start: int, vae: VAESource) -> int:
+def _write_pictures(out: Path, seed: int, start: int, vae: VAESource, how: str) -> int:
     torch.set_num_threads(1)
     codec = VideoVAE.load(vae.path, VideoVAEConfig(**vae.config))  # type: ignore[arg-type]
     pictures = [sample_picture(seed, index) for index in range(start, start + PICTURE_SHARD)]
@@ -155,7 +206,7 @@ def _write_pictures(out: Path, seed: int, start: int, vae: VAESource) -> int:
     path = _shard(out, "picture", start)
     beside = path.with_suffix(".tmp")
     captions = json.dumps([caption for _, caption in pictures])
-    save_file({"latents": torch.stack(latents)}, beside, metadata={"captions": captions})
+    save_file({"latents": torch.stack(latents)}, beside, metadata={"captions": captions, "how": how})
     beside.replace(path)
     return PICTURE_SHARD
 
@@ -197,9 +248,14 @@ def mel_of(samples: np.ndarray) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def picture_arrays(clip: SpeakingClip, codec: PictureCodec) -> dict[str, torch.Tensor]:
-    """Latents in float16, face coverage of each token and mouth coverage of each latent cell."""
-    drawn = clip.draw()
+def picture_arrays(
+    clip: SpeakingClip, codec: PictureCodec, drawn: Rendered | None = None
+) -> dict[str, torch.Tensor]:
+    """Latents in float16, face coverage of each token and mouth coverage of each latent cell.
+
+    They are of the clip as it is drawn, or of `drawn` in its place.
+    """
+    drawn = drawn or clip.draw()
     latents = codec.encode(frames_of(drawn.frames))[0].transpose(0, 1)
     spec = clip.spec
     return {

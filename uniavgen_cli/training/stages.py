@@ -76,6 +76,7 @@ def _joint(
     clips: int = 0,
     pictures: int = 0,
     liveliness: float = 1.0,
+    photographic: float = 0.0,
     workers: int = 1,
     start_from: str | None = None,
     held_out: int = 0,
@@ -85,7 +86,8 @@ def _joint(
 ) -> Stage:
     """The joint model on the clips in the folder `data`: what `uniavgen prepare` made there, or drawn ones.
 
-    Drawn are `clips` of them, with heads of that `liveliness`, and as many `pictures`, where they are not yet
+    Drawn are `clips` of them, with heads of that `liveliness` and that share framed and lit as
+    photographs are, and as many `pictures`, where they are not yet
     there. `start_from` is an index of weights, or "installed" for the preset's own. Every `mask_every` steps
     M is held against the faces of unseen people, the last `held_out` clips of prepared ones, and every
     `sample_every` steps a clip is made.
@@ -107,6 +109,7 @@ def _joint(
             clips=clips,
             pictures=pictures,
             liveliness=liveliness,
+            photographic=photographic,
             workers=workers,
         )
     processes.wait()
@@ -161,6 +164,7 @@ def _draw(
     clips: int,
     pictures: int,
     liveliness: float,
+    photographic: float,
     workers: int,
 ) -> None:
     """Draw and speak the clips and pictures that are not there yet."""
@@ -172,7 +176,14 @@ def _draw(
         return
     vae = cache.VAESource(path=weights_folder(recipe) / "video_vae.safetensors", config=recipe.video_vae)
     drawing = cache.build(
-        out, seed=seed, first=0, count=clips, vae=vae, liveliness=liveliness, workers=workers
+        out,
+        seed=seed,
+        first=0,
+        count=clips,
+        vae=vae,
+        liveliness=liveliness,
+        photographic=photographic,
+        workers=workers,
     )
     _follow(drawing, progress, "drawing clips", clips)
     if pictures:
