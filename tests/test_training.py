@@ -184,6 +184,12 @@ def test_every_task_comes_by_its_odds_and_gives_what_its_row_says(tiny: Preset, 
     assert seen[True, False] / 120 == pytest.approx(no_v2a, abs=0.12)
 
 
+def test_odds_of_what_is_no_task_are_refused(tiny: Preset, bank: joint.ClipBank) -> None:
+    model = UniAVGen(UniAVGenConfig(**tiny.model))
+    with pytest.raises(ValueError, match="odds of sing: the tasks are generate, "):
+        joint.joint_stage(model, bank, joint.JointTraining(steps=1, odds={"sing": 1.0}))
+
+
 def test_some_batches_go_on_from_a_window_before(tiny: Preset, bank: joint.ClipBank) -> None:
     stage = joint.joint_stage(tiny_model(tiny), bank, how(carried=0.5, odds={"animate": 1.0, "dub": 1.0}))
     batches = [stage.batch(step) for step in range(40)]

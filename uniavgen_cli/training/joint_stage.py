@@ -132,13 +132,15 @@ def joint_stage(
         raise ValueError(f"a picture share of {how.picture_share:g} needs clips")
     if pictures is None and how.picture_share > 0:
         raise ValueError(f"a picture share of {how.picture_share:g} needs pictures")
+    given = how.odds or {name: row.odds for name, row in TASKS.items()}
+    if unknown := sorted(set(given) - set(TASKS)):
+        raise ValueError(f"odds of {', '.join(unknown)}: the tasks are {', '.join(TASKS)}")
     if how.lora_rank:
         lora.add_adapters(model, how.lora_rank, how.lora_alpha)
     if how.hold_audio:
         for name, parameter in model.named_parameters():
             if name.startswith(AUDIO_PARTS):
                 parameter.requires_grad_(False)
-    given = how.odds or {name: row.odds for name, row in TASKS.items()}
     odds = np.array(list(given.values()), float)
     tasks = list(given)
 
