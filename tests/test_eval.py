@@ -1,7 +1,7 @@
 """`uniavgen eval` from the words typed to the page written: clips that are there, and nano's suite."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -376,16 +376,31 @@ def test_a_take_is_scored_by_its_mouth_its_words_and_its_clipping(
     planned = check(Request(task="generate", speech=spoken.text), load_preset("nano"))
 
     @dataclass
+    class Reel:
+        pictures: np.ndarray
+        samples: np.ndarray
+
+        def frames(self) -> Iterator[np.ndarray]:
+            yield from self.pictures
+
+        def sound(self) -> Iterator[np.ndarray]:
+            yield from np.array_split(self.samples, 3)
+
+    @dataclass
     class Made:
-        frames: np.ndarray
+        pictures: np.ndarray
         samples: np.ndarray
         plan: object = planned
         fps: int = 16
         sample_rate: int = 24_000
 
         @property
+        def reel(self) -> Reel:
+            return Reel(self.pictures, self.samples)
+
+        @property
         def num_frames(self) -> int:
-            return len(self.frames)
+            return len(self.pictures)
 
     class Reader:
         def read(self, frames: np.ndarray) -> np.ndarray:

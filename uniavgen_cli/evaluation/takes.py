@@ -1,5 +1,7 @@
 """Which of several takes of one clip is best: by what can be measured without a truth."""
 
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -28,8 +30,8 @@ def score_take(clip: Clip, instruments: Instruments) -> dict[str, Any]:
     instrument for counts nothing, in every take alike. Of a long clip the first minute counts.
     """
     request = clip.plan.request
-    frames = clip.frames[: round(MOST_S * clip.fps)]
-    samples = clip.samples[: round(MOST_S * clip.sample_rate)]
+    frames = np.stack(list(islice(clip.reel.frames(), round(MOST_S * clip.fps))))
+    samples = _first(clip.reel.sound(), round(MOST_S * clip.sample_rate))
     if request.task == "animate" and request.sound is not None:
         samples = read_audio(request.sound, clip.sample_rate, duration_s=MOST_S)
     drawn = _is_drawn(clip)
@@ -47,6 +49,14 @@ def score_take(clip: Clip, instruments: Instruments) -> dict[str, Any]:
     found["clipped"] = clipped_share(samples)
     score = found.get("opening", 0.0) - found.get("phoneme_errors", 0.0) - _CLIPPED_WEIGHT * found["clipped"]
     return {"score": round(score, 4), **{name: round(float(value), 4) for name, value in found.items()}}
+
+
+def _first(pieces: Iterator[np.ndarray], count: int) -> np.ndarray:
+    """The first `count` samples of pieces (n,), of which no more are made than that takes."""
+    kept: list[np.ndarray] = []
+    while sum(map(len, kept)) < count and (piece := next(pieces, None)) is not None:
+        kept.append(piece)
+    return np.concatenate(kept or [np.zeros(0, np.float32)])[:count]
 
 
 def _is_drawn(clip: Clip) -> bool:
