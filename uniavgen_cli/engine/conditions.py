@@ -218,7 +218,10 @@ class Preparer:
         if plan.row.given_video == "first":
             if request.face is None:
                 return None
-            return resized(read_image(request.face), spec.height, spec.width)[None]
+            picture = read_image(request.face)
+            if plan.closeup is not None:
+                return plan.closeup.cut(picture, spec.height)[None]
+            return resized(picture, spec.height, spec.width)[None]
         assert request.video is not None
         frames = read_frames(
             request.video,
@@ -389,7 +392,8 @@ def _face_prior(plan: Plan, picture: np.ndarray) -> Tensor | None:
     spec, strength = plan.spec, plan.preset.sampling.face_prior
     faces = detect_faces(picture)
     if faces:
-        box = choose_face(faces, plan.request.face_index).box
+        # a close-up is of the face that was chosen
+        box = choose_face(faces, plan.request.face_index if plan.closeup is None else 0).box
     else:
         logger.warning("no face was found; the middle of the picture is taken for it")
         box = (spec.width * 0.25, spec.height * 0.15, spec.width * 0.75, spec.height * 0.85)

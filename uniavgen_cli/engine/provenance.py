@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from os.path import isfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,7 +75,8 @@ def content_of(plan: "Plan", inputs: Mapping[str, Any], weights_hash: str) -> di
     }
     preset = plan.preset.model_dump(exclude={"name", "about", "extends", "train", "lora"})
     weights = {"weights": weights_hash, "lora": lora_sha256(plan.preset)}
-    return {"options": options, "inputs": dict(inputs), "preset": preset, **weights}
+    seen = {"closeup": plan.closeup and asdict(plan.closeup)}
+    return {"options": options, "inputs": dict(inputs), "preset": preset, **weights, **seen}
 
 
 def lora_sha256(preset: Preset) -> str | None:

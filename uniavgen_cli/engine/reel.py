@@ -14,6 +14,7 @@ from uniavgen_cli.diffusion.sampler import State
 from uniavgen_cli.engine.drift import Drift
 from uniavgen_cli.engine.request import Plan
 from uniavgen_cli.engine.store import Store
+from uniavgen_cli.media.image import read_image
 from uniavgen_cli.media.readers import FrameReader
 from uniavgen_cli.shapes import tokens_of_frames
 
@@ -51,6 +52,7 @@ class Reel:
         self._autocast = autocast
         self._device = device
         self._kept: dict[str, np.ndarray] = {}
+        self._picture = read_image(plan.request.face) if plan.closeup and plan.request.face else None
         self.watch: Callable[[str, int, int], None] = lambda stage, done, total: None
 
     def decode(self) -> None:
@@ -102,6 +104,9 @@ class Reel:
 
     def _at_written_size(self, frames: np.ndarray) -> np.ndarray:
         plan = self.plan
+        if plan.closeup is not None:
+            assert self._picture is not None
+            return plan.closeup.laid(frames, self._picture)
         if frames.shape[1:3] == (plan.out_height, plan.out_width):
             return frames
         size = (plan.out_width, plan.out_height)

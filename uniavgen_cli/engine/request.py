@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from uniavgen_cli.codecs.speech_tokens import language_of
 from uniavgen_cli.config import Preset
@@ -18,6 +19,9 @@ from uniavgen_cli.media.probe import MediaInfo, require_image, require_sound, re
 from uniavgen_cli.media.readers import is_silent
 from uniavgen_cli.media.subtitles import Subtitle, read_subtitles
 from uniavgen_cli.shapes import SIZE_MULTIPLE, ClipSpec, fit_size, frames_of_seconds
+
+if TYPE_CHECKING:
+    from uniavgen_cli.media.closeup import CloseUp
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +68,8 @@ class Plan:
     `num_frames` are asked for, of which the first `context_frames` are given by the clip that goes on; the
     model makes them in `windows`, the first of which is `spec`. `spoken` has the words with their times
     within the clip, and the phonemes for a model that places them; `speech` is the text as it was given and
-    `language` that of the words, en or zh. `out_height` and `out_width` are the pixels written.
+    `language` that of the words, en or zh. `out_height` and `out_width` are the pixels written, in which a
+    `closeup` has its place.
     """
 
     request: Request
@@ -82,6 +87,7 @@ class Plan:
     out_width: int
     voice: Path | None = None  # whose voice: the one given, or a dubbed video's own
     media: MediaInfo | None = None  # of the given video, or the given sound of `animate`
+    closeup: "CloseUp | None" = None  # of the given picture, where its face is small: what the model sees
 
     @property
     def phonemes(self) -> tuple[TimedPhoneme, ...]:
@@ -236,6 +242,9 @@ def _planned(request: Request, preset: Preset) -> Plan:
         spoken = fitted(spoken, lead_s, num_frames / fps - lead_s - (0.1 if wanted_s is not None else 0.0))
     height, width = _model_size(request, preset, source)
     out_height, out_width = _written_size(height, width, source, request.size)
+    if closeup := _closeup(request, preset, min(height, width)):
+        height = width = min(height, width)
+        out_height, out_width = closeup.out_height, closeup.out_width
     spec = ClipSpec(
         num_frames=preset.clip.max_frames,
         height=height,
@@ -276,7 +285,18 @@ def _planned(request: Request, preset: Preset) -> Plan:
         out_height=out_height,
         out_width=out_width,
         media=media,
+        closeup=closeup,
     )
+
+
+def _closeup(request: Request, preset: Preset, side: int) -> "CloseUp | None":
+    """Of the picture that is given, unless the frame's exact size is."""
+    if request.face is None or isinstance(request.size, tuple) or not preset.clip.closeup:
+        return None
+    from uniavgen_cli.media.closeup import find_closeup  # OpenCV
+    from uniavgen_cli.media.image import read_image
+
+    return find_closeup(read_image(request.face), preset.clip.closeup, side, request.face_index)
 
 
 def _check_face(plan: Plan) -> None:
@@ -286,6 +306,8 @@ def _check_face(plan: Plan) -> None:
     from uniavgen_cli.media.video import read_frames
 
     request, spec = plan.request, plan.spec
+    if plan.closeup is not None:
+        return  # of the face that was found
     if request.face is not None:
         picture = resized(read_image(request.face), spec.height, spec.width)
     elif request.video is not None:

@@ -41,6 +41,7 @@ from uniavgen_cli.evaluation.synchrony import best_lag, correlation, heard_openi
 from uniavgen_cli.evaluation.tone import ToneProbe
 from uniavgen_cli.evaluation.voice import nearest_voice, voice_likeness
 from uniavgen_cli.media.audio import read_audio
+from uniavgen_cli.media.image import resized
 from uniavgen_cli.media.video import read_frames, write_clip
 from uniavgen_cli.runtime import Runtime, choose
 
@@ -153,6 +154,7 @@ def measure_animate(bench: Bench, case: Case, sheet: Path | None) -> Row:
         alone = take(lambda: bench.engine.run(replace(plan, row=deaf))).frames
         keep(made, sheet, drawn.frames)
     read, heights = bench.opening.read(made.frames), drawn.opening
+    first = resized(made.frames[0], *drawn.frames.shape[1:3])  # a close-up is written larger
     lag, best = best_lag(read, heights)
     return {
         "opening": correlation(read, heights),
@@ -161,7 +163,7 @@ def measure_animate(bench: Bench, case: Case, sheet: Path | None) -> Row:
         "true_opening": correlation(bench.opening.read(drawn.frames), heights),
         "opening_best": best,
         "lag": lag,
-        "first_psnr": psnr(made.frames[0], drawn.frames[0]),
+        "first_psnr": psnr(first, drawn.frames[0]),
         "flicker": flicker(made.frames),
         "true_flicker": flicker(drawn.frames),
         "motion": motion(made.frames),

@@ -1,0 +1,97 @@
+"""A small face in a large picture: seen from near, laid back, and the picture around it stays what it is."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from uniavgen_cli.config import load_preset
+from uniavgen_cli.data.avatar import Rendered, render, sample_identity, sample_motion
+from uniavgen_cli.engine.engine import Engine
+from uniavgen_cli.engine.request import Request, check
+from uniavgen_cli.errors import InputError
+from uniavgen_cli.media.closeup import FACE_SHARE, CloseUp, find_closeup
+from uniavgen_cli.media.face import overlap
+from uniavgen_cli.media.video import read_frames
+
+
+def drawn(scale: float, x: float = 0.0, y: float = 0.45, height: int = 360, width: int = 480) -> Rendered:
+    """One picture of somebody whose face has that size and place."""
+    rng = np.random.default_rng(12)
+    who = replace(sample_identity(rng), scale=scale, position=(x, y))
+    return render(who, "neutral", np.zeros((1, 7)), sample_motion(rng, 1, 16, "neutral"), height, width)
+
+
+@pytest.mark.parametrize(("x", "y"), [(0.0, 0.45), (0.3, 0.4), (-0.42, 0.6)])
+def test_a_closeup_is_a_square_round_the_face(x: float, y: float) -> None:
+    picture = drawn(0.4, x, y)
+    near = find_closeup(picture.frames[0], 0.4, 128)
+    assert near is not None
+    x0, y0, x1, y1 = picture.face_boxes[0]
+    assert near.side == pytest.approx((y1 - y0) / FACE_SHARE, rel=0.3)
+    box = (near.left, near.top, near.left + near.side, near.top + near.side)
+    assert 0 <= near.left and 0 <= near.top and box[2] <= 480 and box[3] <= 360
+    assert box[0] <= max(x0, 0) and box[1] <= y0 and min(x1, 480) <= box[2] and y1 <= box[3]
+    assert overlap(box, (x0, y0, x1, y1)) > 0.12
+    # the close-up keeps its pixels: the picture is written as large as that takes
+    assert near.out_width / 480 * near.side == pytest.approx(128, abs=2)
+    assert near.out_width / near.out_height == pytest.approx(480 / 360, rel=0.02)
+
+
+def test_a_large_face_and_none_have_no_closeup() -> None:
+    assert find_closeup(drawn(1.0).frames[0], 0.4, 128) is None
+    assert find_closeup(np.full((300, 400, 3), 90, np.uint8), 0.4, 128) is None
+    with pytest.raises(InputError, match="no face number 3"):
+        find_closeup(drawn(0.4).frames[0], 0.4, 128, face_index=3)
+
+
+def test_a_small_picture_is_not_written_larger_than_it_is() -> None:
+    near = find_closeup(drawn(0.5, height=160, width=192).frames[0], 0.4, 128)
+    assert near is not None and near.side < 128
+    assert (near.out_height, near.out_width) == (160, 192)
+
+
+def test_what_was_cut_out_is_laid_back_where_it_was() -> None:
+    picture = drawn(0.4).frames[0]
+    near = CloseUp(left=100, top=60, side=128, out_height=360, out_width=480)
+    cut = near.cut(picture, 128)
+    assert cut.shape == (128, 128, 3)
+    assert np.array_equal(near.laid(cut[None], picture)[0], picture)
+    black = near.laid(np.zeros((2, 128, 128, 3), np.uint8), picture)
+    assert black.shape == (2, 360, 480, 3)
+    assert not black[:, 80:160, 120:200].any()  # the middle
+    outside = np.ones((360, 480), bool)
+    outside[60:188, 100:228] = False
+    assert np.array_equal(black[0][outside], picture[outside])
+    steps = np.abs(np.diff(black[0, 120, 95:125].astype(int), axis=0)).max()
+    assert steps < 40  # the edge is no cut
+
+
+def test_a_closeup_at_the_pictures_edge_has_no_seam_there() -> None:
+    picture = np.full((200, 300, 3), 200, np.uint8)
+    near = CloseUp(left=0, top=72, side=128, out_height=200, out_width=300)
+    laid = near.laid(np.zeros((1, 128, 128, 3), np.uint8), picture)[0]
+    assert not laid[120:, 0].any() and laid[72, 64].any()
+
+
+def test_the_small_face_moves_and_nothing_else(tmp_path: Path) -> None:
+    picture = drawn(0.4, 0.2, 0.4)
+    face = tmp_path / "small.png"
+    cv2.imwrite(str(face), picture.frames[0][:, :, ::-1])
+    out = tmp_path / "small.mp4"
+    spoken = Request(task="generate", face=face, speech="Good morning to you all.")
+    preset = load_preset("nano")
+    plan = check(spoken, preset)
+    assert plan.closeup is not None and (plan.spec.height, plan.spec.width) == (128, 128)
+    assert check(replace(spoken, size=(128, 160)), preset).closeup is None
+    assert check(spoken, load_preset("nano", ["clip.closeup=0"])).closeup is None
+
+    Engine.from_preset(preset).run(plan).save(out)
+    frames = read_frames(out, 16, plan.out_height, plan.out_width).astype(float)
+    assert frames.shape[1:3] == (plan.out_height, plan.out_width)
+    scale = plan.out_width / 480
+    x0, y0, x1, y1 = (picture.mouth_boxes[0] * scale).astype(int)
+    moved = frames.std(0).mean(-1)
+    assert moved[y0:y1, x0:x1].mean() > 4 * moved[:, : plan.out_width // 4].mean()
