@@ -20,7 +20,7 @@ from uniavgen_cli.engine import engine as engine_module
 from uniavgen_cli.engine.conditions import Preparer
 from uniavgen_cli.engine.drift import loudness
 from uniavgen_cli.engine.engine import Clip, Engine
-from uniavgen_cli.engine.reel import _quietest, _same_level
+from uniavgen_cli.engine.reel import _quietest, _same_level, joined
 from uniavgen_cli.engine.request import Request, check
 from uniavgen_cli.errors import OutputError
 from uniavgen_cli.media.probe import probe
@@ -287,3 +287,20 @@ def test_a_full_disk_keeps_the_windows_that_are_whole(engine: Engine, given: Pat
         assert written(clip, small / "again.mp4") == whole
         clip.close()
         assert [path.name for path in small.iterdir()] == ["again.mp4"]
+
+
+def test_a_clip_goes_on_without_a_jump() -> None:
+    """Details the codec lost fade out over a second; of what jumps, two frames take a part back."""
+    given = torch.rand(3, 8, 8) * 255
+    lost = torch.randn(3, 8, 8) * 4
+    seen = (given - lost)[:, None].repeat(1, 21, 1, 1)  # as it is decoded, and standing still
+    still = joined(seen, given, fps=16)
+    assert still.shape == (3, 20, 8, 8) and torch.allclose(still[:, 0], given, atol=1e-3)
+    assert torch.allclose(still[:, 8], given - lost / 2, atol=1e-3)
+    assert torch.allclose(still[:, 17:], (given - lost)[:, None], atol=1e-3)
+
+    seen[:, 1:] += 10  # a jump that no codec made
+    steps = (joined(seen, given, fps=16) - given[:, None])[:, :4].mean((0, 2, 3))
+    assert steps.tolist() == pytest.approx([6, 8, 10, 10], abs=0.3)
+    one = joined(seen[:, :2], given, fps=16)
+    assert one.shape == (3, 1, 8, 8)

@@ -8,6 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from torch import Tensor
 
 from uniavgen_cli.codecs import PictureCodec, SoundCodec
 from uniavgen_cli.diffusion.sampler import State
@@ -16,12 +17,15 @@ from uniavgen_cli.engine.request import Plan
 from uniavgen_cli.engine.store import Store
 from uniavgen_cli.media.image import read_image
 from uniavgen_cli.media.readers import FrameReader
+from uniavgen_cli.media.video import read_frames
 from uniavgen_cli.shapes import tokens_of_frames
 
 FADE = 240  # samples over which one window's sound gives way to the next
 EDGE_TOKENS = 12  # at a window's start and end: its sound there doesn't know what is beyond
 SAME_LEVEL = 0.06  # half a dB
 HEARD = 1e-5  # mean square of a sound that is not silence
+DETAIL_S = 1.0  # over which the details of the last given picture give way to the codec's
+JUMP_SHARES = (0.4, 0.2)  # of a jump where a clip goes on, that its first frames take back
 QUIET_HOPS = 3  # 10 ms each: a seam is put where so long is quietest
 
 
@@ -95,12 +99,31 @@ class Reel:
     def _frames_of(self, index: int) -> np.ndarray:
         """The frames that a window adds, (n, h, w, 3) uint8."""
         window = self.plan.windows[index]
+        goes_on = index == 0 and self.plan.request.task == "continue"
+        begin = window.kept - 1 if goes_on else window.kept
         with self._autocast():
             latents = self._windows[index].video.to(self._device)
-            video = self._video_vae.decode(latents)[0, :, window.kept : window.end - window.start]
-        pixels = ((video.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+            video = self._video_vae.decode(latents)[0, :, begin : window.end - window.start]
+        levels = (video.float() + 1) * 127.5
+        if goes_on:
+            levels = joined(levels, self._last_given(), self.plan.spec.fps)
+        pixels = levels.round().clamp(0, 255).to(torch.uint8)
         frames = pixels.permute(1, 2, 3, 0).cpu().numpy()  # c f h w -> f h w c
         return self._at_written_size(frames)
+
+    def _last_given(self) -> Tensor:
+        """The last frame of the clip that goes on, levels (c, h, w) at the model's size."""
+        plan, spec = self.plan, self.plan.spec
+        assert plan.request.video is not None
+        frames = read_frames(
+            plan.request.video,
+            spec.fps,
+            spec.height,
+            spec.width,
+            start_s=plan.context_start_s,
+            num_frames=plan.context_frames,
+        )
+        return torch.from_numpy(frames[-1]).permute(2, 0, 1).to(self._device).float()
 
     def _at_written_size(self, frames: np.ndarray) -> np.ndarray:
         plan = self.plan
@@ -155,6 +178,22 @@ class Reel:
                 index, sound[known - begin :][: round(window.added / spec.fps * spec.sample_rate)]
             )
         yield np.pad(sound, (0, max(0, last - begin - len(sound))))[at - begin : last - begin]
+
+
+def joined(levels: Tensor, given: Tensor, fps: float) -> Tensor:
+    """New frames (c, n, h, w) that go on from the given one (c, h, w) without a jump; levels of 0 to 255.
+
+    `levels` (c, 1 + n, h, w) begin with the given frame as it is decoded. What the codec lost of it, the new
+    frames lack as well, so it is laid over them for a second, less and less; of the jump that is left the
+    first two frames take a part each.
+    """
+    lost, new = given - levels[:, 0], levels[:, 1:].clone()
+    fading = torch.linspace(1, 0, round(fps * DETAIL_S) + 1, device=new.device)[: new.shape[1]]
+    new[:, : len(fading)] += lost[:, None] * fading[:, None, None]
+    jump = given - new[:, 0]
+    for number, share in enumerate(JUMP_SHARES[: new.shape[1]]):
+        new[:, number] += share * jump
+    return new
 
 
 def _same_level(one: np.ndarray, other: np.ndarray) -> float:
