@@ -8,6 +8,7 @@ from uniavgen_cli.media.face import choose_face, detect_faces
 from uniavgen_cli.media.image import resized
 
 FACE_SHARE = 0.5  # of the close-up's side that the face's height takes, as it does where nano learnt
+SURE_SCORE = 0.7  # of the face: what is less may be a leaf, and is not worth leaving the picture for
 SEAM = 0.1  # of the side over which the close-up goes over into the picture around it
 LONGEST = 1024  # pixels of the written picture's long side
 
@@ -56,15 +57,16 @@ class CloseUp:
 def find_closeup(picture: np.ndarray, least_share: float, side: int, face_index: int = 0) -> CloseUp | None:
     """The close-up of a face lower than `least_share` of the short side of the picture (h, w, 3) uint8.
 
-    None where it is not as small as that, and without a face. The written picture is as large as leaves the
-    close-up at `side` pixels, but no larger than the picture, nor than 1024 pixels.
+    None where it is not as small as that, and without a face that is surely one. The written picture is as
+    large as leaves the close-up at `side` pixels, but no larger than the picture, nor than 1024 pixels.
     """
     height, width = picture.shape[:2]
     faces = detect_faces(picture)
     if not faces:
         return None
-    x0, y0, x1, y1 = choose_face(faces, face_index).box
-    if y1 - y0 >= least_share * min(height, width):
+    face = choose_face(faces, face_index)
+    x0, y0, x1, y1 = face.box
+    if face.score < SURE_SCORE or y1 - y0 >= least_share * min(height, width):
         return None
     size = min(round((y1 - y0) / FACE_SHARE), height, width)
     left = round(np.clip((x0 + x1 - size) / 2, 0, width - size))
