@@ -59,7 +59,7 @@ def test_a_small_picture_is_not_written_larger_than_it_is() -> None:
 
 def test_what_was_cut_out_is_laid_back_where_it_was() -> None:
     picture = drawn(0.4).frames[0]
-    near = CloseUp(left=100, top=60, side=128, out_height=360, out_width=480)
+    near = CloseUp(left=100, top=60, side=128, scale=1.0, out_height=360, out_width=480)
     cut = near.cut(picture, 128)
     assert cut.shape == (128, 128, 3)
     assert np.array_equal(near.laid(cut[None], picture)[0], picture)
@@ -75,7 +75,7 @@ def test_what_was_cut_out_is_laid_back_where_it_was() -> None:
 
 def test_a_closeup_at_the_pictures_edge_has_no_seam_there() -> None:
     picture = np.full((200, 300, 3), 200, np.uint8)
-    near = CloseUp(left=0, top=72, side=128, out_height=200, out_width=300)
+    near = CloseUp(left=0, top=72, side=128, scale=1.0, out_height=200, out_width=300)
     laid = near.laid(np.zeros((1, 128, 128, 3), np.uint8), picture)[0]
     assert not laid[120:, 0].any() and laid[72, 64].any()
 

@@ -56,7 +56,11 @@ class Reel:
         self._autocast = autocast
         self._device = device
         self._kept: dict[str, np.ndarray] = {}
-        self._picture = read_image(plan.request.face) if plan.closeup and plan.request.face else None
+        self._around, self._last_given = None, None
+        if plan.closeup is not None and plan.request.face is not None:
+            self._around = plan.closeup.around(read_image(plan.request.face))
+        if plan.request.task == "continue":
+            self._last_given = _last_given(plan).to(device)
         self.watch: Callable[[str, int, int], None] = lambda stage, done, total: None
 
     def decode(self) -> None:
@@ -99,37 +103,23 @@ class Reel:
     def _frames_of(self, index: int) -> np.ndarray:
         """The frames that a window adds, (n, h, w, 3) uint8."""
         window = self.plan.windows[index]
-        goes_on = index == 0 and self.plan.request.task == "continue"
-        begin = window.kept - 1 if goes_on else window.kept
+        given = self._last_given if index == 0 else None
+        begin = window.kept if given is None else window.kept - 1
         with self._autocast():
             latents = self._windows[index].video.to(self._device)
             video = self._video_vae.decode(latents)[0, :, begin : window.end - window.start]
         levels = (video.float() + 1) * 127.5
-        if goes_on:
-            levels = joined(levels, self._last_given(), self.plan.spec.fps)
+        if given is not None:
+            levels = joined(levels, given, self.plan.spec.fps)
         pixels = levels.round().clamp(0, 255).to(torch.uint8)
         frames = pixels.permute(1, 2, 3, 0).cpu().numpy()  # c f h w -> f h w c
         return self._at_written_size(frames)
 
-    def _last_given(self) -> Tensor:
-        """The last frame of the clip that goes on, levels (c, h, w) at the model's size."""
-        plan, spec = self.plan, self.plan.spec
-        assert plan.request.video is not None
-        frames = read_frames(
-            plan.request.video,
-            spec.fps,
-            spec.height,
-            spec.width,
-            start_s=plan.context_start_s,
-            num_frames=plan.context_frames,
-        )
-        return torch.from_numpy(frames[-1]).permute(2, 0, 1).to(self._device).float()
-
     def _at_written_size(self, frames: np.ndarray) -> np.ndarray:
         plan = self.plan
         if plan.closeup is not None:
-            assert self._picture is not None
-            return plan.closeup.laid(frames, self._picture)
+            assert self._around is not None
+            return plan.closeup.laid(frames, self._around)
         if frames.shape[1:3] == (plan.out_height, plan.out_width):
             return frames
         size = (plan.out_width, plan.out_height)
@@ -178,6 +168,21 @@ class Reel:
                 index, sound[known - begin :][: round(window.added / spec.fps * spec.sample_rate)]
             )
         yield np.pad(sound, (0, max(0, last - begin - len(sound))))[at - begin : last - begin]
+
+
+def _last_given(plan: Plan) -> Tensor:
+    """The last frame of the clip that goes on, levels (c, h, w) at the model's size."""
+    spec = plan.spec
+    assert plan.request.video is not None
+    frames = read_frames(
+        plan.request.video,
+        spec.fps,
+        spec.height,
+        spec.width,
+        start_s=plan.context_start_s,
+        num_frames=plan.context_frames,
+    )
+    return torch.from_numpy(frames[-1]).permute(2, 0, 1).float()
 
 
 def joined(levels: Tensor, given: Tensor, fps: float) -> Tensor:

@@ -15,11 +15,12 @@ LONGEST = 1024  # pixels of the written picture's long side
 
 @dataclass(frozen=True, kw_only=True)
 class CloseUp:
-    """A square of a picture by its top left corner and side in pixels, and the size of picture to write."""
+    """A square of a picture by its corner and side in pixels, and the picture to write, `scale` as large."""
 
     left: int
     top: int
     side: int
+    scale: float
     out_height: int
     out_width: int
 
@@ -28,14 +29,13 @@ class CloseUp:
         part = picture[self.top : self.top + self.side, self.left : self.left + self.side]
         return resized(part, side, side)
 
-    def laid(self, frames: np.ndarray, picture: np.ndarray) -> np.ndarray:
-        """Close-ups (n, s, s, 3) uint8 in their place in the picture (h, w, 3) uint8 they were cut from.
+    def around(self, picture: np.ndarray) -> np.ndarray:
+        """The picture (h, w, 3) uint8 as it is written, (out_height, out_width, 3)."""
+        return resized(picture, self.out_height, self.out_width)
 
-        (n, out_height, out_width, 3) uint8.
-        """
-        around = resized(picture, self.out_height, self.out_width)
-        scale = self.out_width / picture.shape[1]
-        left, top, side = (round(pixels * scale) for pixels in (self.left, self.top, self.side))
+    def laid(self, frames: np.ndarray, around: np.ndarray) -> np.ndarray:
+        """Close-ups (n, s, s, 3) uint8 in their place in what is `around` them, n pictures of its size."""
+        left, top, side = (round(pixels * self.scale) for pixels in (self.left, self.top, self.side))
         side = min(side, self.out_height - top, self.out_width - left)
         share = self._shares(side, left, top)
         place = around[top : top + side, left : left + side].astype(np.float32)
@@ -73,4 +73,4 @@ def find_closeup(picture: np.ndarray, least_share: float, side: int, face_index:
     top = round(np.clip((y0 + y1 - size) / 2, 0, height - size))
     scale = min(side / size, 1.0, LONGEST / max(height, width))
     out_height, out_width = (max(2, 2 * round(length * scale / 2)) for length in (height, width))
-    return CloseUp(left=left, top=top, side=size, out_height=out_height, out_width=out_width)
+    return CloseUp(left=left, top=top, side=size, scale=scale, out_height=out_height, out_width=out_width)
