@@ -119,40 +119,42 @@ def test_a_dubs_windows_see_their_own_part_and_hear_the_one_before(engine: Engin
     plan = check(requests(given)["dub"], engine.preset)
     state = engine_module.State(torch.zeros(1, 4, 9, 4, 4), torch.randn(1, 206, 80))
     with torch.inference_mode(), Preparer(plan, engine.video_vae, engine.captions) as preparer:
-        first = preparer.window(0).given.video
+        opening = preparer.window(0).given
         second = preparer.window(1, state, state)
+    first = opening.video
     start, stop = plan.windows[1].latents_after(plan.windows[0]), plan.windows[0].num_frames // 4
     assert first is not None and second.given.video is not None and second.given.audio is not None
     assert torch.equal(first[:, :, start + 1 : stop], second.given.video[:, :, 1 : stop - start])
     assert torch.equal(second.given.audio, state.audio[:, 25 * start : 25 * start + 81])
-    assert second.given.reference_audio is None  # the video's own voice is in what was said last
+    # the video's own voice
+    assert opening.reference_audio is not None and second.given.reference_audio is not None
+    assert torch.equal(second.given.reference_audio, opening.reference_audio)
 
 
 @pytest.mark.parametrize("voice", [None, "speech.wav"])
-def test_the_voice_is_told_again_where_what_is_kept_is_silent(
+def test_later_windows_listen_to_the_first_ones_voice_beside_what_was_said_last(
     voice: str | None, engine: Engine, given: Path
 ) -> None:
     path = None if voice is None else given / voice
     plan = check(Request(task="generate", prompt="a man", speech=WORDS, voice=path), engine.preset)
     spoken = torch.randn(1, 206, 80)
-    state, silent = (
-        engine_module.State(torch.randn(1, 4, 9, 4, 4), sound)
-        for sound in (spoken, torch.cat((spoken[:, :100], torch.full((1, 106, 80), -2.9)), dim=1))
-    )
+    state = engine_module.State(torch.randn(1, 4, 9, 4, 4), spoken)
     with torch.inference_mode(), Preparer(plan, engine.video_vae, engine.captions) as preparer:
-        assert (preparer.window(0).given.reference_audio is None) == (voice is None)
-        heard, unheard = preparer.window(1, state, state), preparer.window(1, state, silent)
-    assert heard.given.num_tokens == 81 and heard.given.reference_audio is None
-    assert not heard.negative.phonemes.any() and unheard.given.num_tokens == 0
-    reference = unheard.given.reference_audio
-    assert reference is not None and unheard.given.num_frames == 4
-    if voice is None:
-        assert plan.own_voice is not None
-        start, end = (round(100 * seconds) for seconds in plan.own_voice)
-        assert torch.equal(reference[:, : end - start], spoken[:, start:end]) and 80 <= end - start <= 220
-        assert unheard.negative.phonemes[0, : end - start].all()
-        told = "".join(map(chr, unheard.negative.speech[0].tolist()))
-        assert WORDS.startswith(told.strip()) and len(told) > 8
+        alone, later = preparer.window(0).given.reference_audio, preparer.window(1, state, state)
+    assert (alone is None) == (voice is None)
+    assert later.given.num_tokens == 81 and later.given.num_frames == 4
+    reference = later.given.reference_audio
+    assert reference is not None
+    if alone is not None:
+        assert torch.equal(reference, alone)
+        return
+    assert plan.own_voice is not None
+    start, end = (round(100 * seconds) for seconds in plan.own_voice)
+    assert torch.equal(reference[:, : end - start], spoken[:, start:end]) and 80 <= end - start <= 220
+    # what the voice says there is told in both passes
+    assert later.positive.phonemes[0, : end - start].all() and later.negative.phonemes[0, : end - start].all()
+    told = "".join(map(chr, later.negative.speech[0].tolist()))
+    assert WORDS.startswith(told.strip()) and len(told) > 8
 
 
 def test_a_stopped_clip_goes_on_from_the_last_whole_window(

@@ -16,7 +16,6 @@ from uniavgen_cli.codecs.speech_tokens import character_indices, speech_indices,
 from uniavgen_cli.data.voice import place_phonemes, retime, time_phonemes
 from uniavgen_cli.diffusion.sampler import Given, State
 from uniavgen_cli.engine.request import Plan
-from uniavgen_cli.engine.steady import speaks
 from uniavgen_cli.engine.windows import Window
 from uniavgen_cli.errors import InputError
 from uniavgen_cli.media.audio import read_audio
@@ -114,12 +113,8 @@ class Preparer:
             reference_frame = None if given_video is None else given_video[:, :, :1]
         given_audio = self._given_audio(index, before)
         voice = self._voice
-        if index and first is not None and plan.row_of(index).given_audio == "part":
-            # what was said last tells the voice; a reference beside it was never taught, and came out 8 dB
-            # louder. Only where nothing was said, the voice is told again instead.
-            silent = given_audio is not None and not speaks(given_audio)
-            voice = (voice or _own_voice(plan, first)) if silent else None
-            given_audio = None if voice else given_audio
+        if index and first is not None and voice is None and plan.row_of(index).given_audio == "part":
+            voice = _own_voice(plan, first)  # beside what was said last: a voice nobody gave stays as well
         reference_audio, reference_ids, reference_text = voice or (None, np.zeros(0, np.int64), "")
 
         said = plan.said_in(window)

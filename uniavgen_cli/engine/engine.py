@@ -282,8 +282,7 @@ class Engine:
                         prepared = preparer.window(index)
                     state = self._sample(plan, index, prepared, progress)
                 if first is not None:
-                    hears = prepared.given.audio is not None
-                    state = steadied(preparer.plan, index, state, first, hears=hears)
+                    state = steadied(preparer.plan, index, state, first)
                 if plan.row.given_video == "all" and len(plan.windows) > 1:
                     state = State(state.video[:, :, :1], state.audio)  # the others can be read again
                 windows.append(state)

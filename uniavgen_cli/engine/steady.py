@@ -23,11 +23,8 @@ HEARD_DB, HEARD_TOKENS = -10.0, 40  # 20 dB below what is usually said
 GATE_DB = 10.0  # below the mean: what is not counted as speech, as in ITU-R BS.1770
 
 
-def steadied(plan: Plan, index: int, state: State, first: State, *, hears: bool = True) -> State:
-    """The state of a window after the first, its own part as even as the first window's; given parts stay.
-
-    One that `hears` nothing of the window before has made all of its sound.
-    """
+def steadied(plan: Plan, index: int, state: State, first: State) -> State:
+    """The state of a window after the first, its own part as even as the first window's; given parts stay."""
     window, row, spec = plan.windows[index], plan.row_of(index), plan.spec
     if row.given_video != "all":
         kept, own = state.video.split(
@@ -39,7 +36,6 @@ def steadied(plan: Plan, index: int, state: State, first: State, *, hears: bool 
         kept_tokens, begin = (
             tokens_of_frames(n, spec.fps, spec.mel_hz) for n in (window.kept, plan.context_frames)
         )
-        kept_tokens = kept_tokens if hears else 0
         kept, own, wanted = state.audio[:, :kept_tokens], state.audio[:, kept_tokens:], first.audio[:, begin:]
         if speaks(own) and speaks(wanted):
             state = replace(state, audio=torch.cat((kept, levelled(own, wanted)), dim=1))
