@@ -18,7 +18,7 @@ from uniavgen_cli.engine.request import Plan
 from uniavgen_cli.shapes import tokens_of_frames
 
 MOST_CONTRAST = 1.25  # by which a channel's deviation is changed at most
-MOST_DB = 6.0
+LOUDER_DB, QUIETER_DB = 6.0, 20.0  # by which a window's sound is changed at most
 HEARD_DB, HEARD_TOKENS = -10.0, 40  # 20 dB below what is usually said
 GATE_DB = 10.0  # below the mean: what is not counted as speech, as in ITU-R BS.1770
 
@@ -54,8 +54,8 @@ def matched(latents: Tensor, first: Tensor) -> Tensor:
 
 
 def levelled(mels: Tensor, first: Tensor) -> Tensor:
-    """Normalised mels (1, t, 80) as loud as `first` while something is said, by 6 dB at most."""
-    change_db = max(-MOST_DB, min(MOST_DB, level(first) - level(mels)))
+    """Normalised mels (1, t, 80) as loud as `first` while something is said, raised by 6 dB at most."""
+    change_db = max(-QUIETER_DB, min(LOUDER_DB, level(first) - level(mels)))
     louder = denormalize(mels) + change_db * math.log(10) / 20
     return normalize(louder.clamp_min(math.log(FLOOR))).to(mels.dtype)
 
