@@ -1,11 +1,14 @@
 """What keeps a long clip as it began: colours and loudness of later windows against the first."""
 
+import numpy as np
 import pytest
 import torch
 
 from uniavgen_cli.codecs.mel import denormalize, normalize
 from uniavgen_cli.config import load_preset
 from uniavgen_cli.diffusion.sampler import State
+from uniavgen_cli.engine.drift import loudness
+from uniavgen_cli.engine.reel import as_loud
 from uniavgen_cli.engine.request import Request, check
 from uniavgen_cli.engine.steady import MOST_CONTRAST, level, levelled, matched, speaks, steadied
 
@@ -67,3 +70,21 @@ def test_only_what_a_window_made_itself_is_changed() -> None:
     mute = State(made.video, torch.full((1, 506, 80), -2.9))
     assert torch.equal(steadied(plan, 1, mute, first).audio, mute.audio)  # silence stays silence
     assert speaks(made.audio) and not speaks(mute.audio)
+
+
+def test_windows_are_heard_as_loud_as_the_first() -> None:
+    rng = np.random.default_rng(0)
+    speech = (0.1 * rng.standard_normal(48_000)).astype(np.float32)
+    level = loudness(speech, 24_000)
+    for change_db in (-5, 4, 15):
+        other = speech * np.float32(10 ** (change_db / 20)) * np.float32(0.2)
+        back = as_loud(other, loudness(0.2 * speech, 24_000), 24_000)
+        assert loudness(back, 24_000) == pytest.approx(loudness(0.2 * speech, 24_000), abs=0.1)
+        assert back[0] == other[0] and back.dtype == np.float32
+    quiet = as_loud(0.1 * speech, level, 24_000)
+    assert loudness(quiet, 24_000) == pytest.approx(level - 14, abs=0.1)  # 6 of 20 dB
+    spike = 0.5 * speech
+    spike[100] = 0.9
+    assert np.abs(as_loud(spike, level, 24_000)).max() <= 1.0
+    silence = np.zeros(48_000, np.float32)
+    assert as_loud(silence, level, 24_000) is silence and as_loud(speech, None, 24_000) is speech

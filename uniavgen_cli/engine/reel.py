@@ -12,7 +12,7 @@ from torch import Tensor
 
 from uniavgen_cli.codecs import PictureCodec, SoundCodec
 from uniavgen_cli.diffusion.sampler import State
-from uniavgen_cli.engine.drift import Drift
+from uniavgen_cli.engine.drift import Drift, loudness
 from uniavgen_cli.engine.request import Plan
 from uniavgen_cli.engine.store import Store
 from uniavgen_cli.media.image import read_image
@@ -26,6 +26,8 @@ SAME_LEVEL = 0.06  # half a dB
 HEARD = 1e-5  # mean square of a sound that is not silence
 DETAIL_S = 1.0  # over which the details of the last given picture give way to the codec's
 JUMP_SHARES = (0.4, 0.2)  # of a jump where a clip goes on, that its first frames take back
+ROOM_LUFS = -45.0  # what is quieter says nothing
+LOUDER_LU = 6.0  # by which a window is raised at most
 QUIET_HOPS = 3  # 10 ms each: a seam is put where so long is quietest
 
 
@@ -151,6 +153,7 @@ class Reel:
         first, last = (round(n / spec.fps * spec.sample_rate) for n in (plan.context_frames, plan.num_frames))
         at, begin, sound = first, 0, self._sound_of(0)  # `begin` is the sample at which `sound` begins
         ramp = np.linspace(0, 1, FADE, dtype=np.float32)
+        level: float | None = None  # of the first window that says something
         for index, window in enumerate(plan.windows):
             tokens = [tokens_of_frames(n, spec.fps, spec.mel_hz) for n in (window.start, window.first_new)]
             start, known = (count * spec.hop for count in tokens)
@@ -159,14 +162,16 @@ class Reel:
                 low, high = max(at, start + EDGE_TOKENS * spec.hop), known - EDGE_TOKENS * spec.hop
                 both = sound[low - begin : high - begin], following[low - start : high - start]
                 following = following * _same_level(*both)
+                following[known - start :] = as_loud(following[known - start :], level, spec.sample_rate)
                 seam = low + _quietest(*both)
                 yield sound[at - begin : seam - begin]
                 out, into = sound[seam - begin :][:FADE], following[seam - start :][:FADE]
                 yield out * (1 - ramp) + into * ramp
                 at, begin, sound = seam + FADE, start, following
-            self.drift.heard(
-                index, sound[known - begin :][: round(window.added / spec.fps * spec.sample_rate)]
-            )
+            own = sound[known - begin :][: round(window.added / spec.fps * spec.sample_rate)]
+            self.drift.heard(index, own)
+            if level is None and speaks(own, spec.sample_rate):
+                level = loudness(own, spec.sample_rate)
         yield np.pad(sound, (0, max(0, last - begin - len(sound))))[at - begin : last - begin]
 
 
@@ -199,6 +204,27 @@ def joined(levels: Tensor, given: Tensor, fps: float) -> Tensor:
     for number, share in enumerate(JUMP_SHARES[: new.shape[1]]):
         new[:, number] += share * jump
     return new
+
+
+def speaks(samples: np.ndarray, sample_rate: int) -> bool:
+    """Whether mono samples (n,) are louder than a room."""
+    heard = loudness(samples, sample_rate)
+    return heard is not None and heard > ROOM_LUFS
+
+
+def as_loud(samples: np.ndarray, level: float | None, sample_rate: int) -> np.ndarray:
+    """What a window says, mono samples (n,), brought to a loudness in LUFS; silence stays what it is.
+
+    Mels of equal power are not equally loud as sound: a loud moment in one window is enough.
+    It is raised by 6 dB at most and clips nothing; the change comes over 10 ms.
+    """
+    if level is None or not speaks(samples, sample_rate):
+        return samples
+    own = loudness(samples, sample_rate)
+    assert own is not None
+    gain = min(10 ** (min(level - own, LOUDER_LU) / 20), max(1.0, 1 / float(np.abs(samples).max())))
+    ramp = np.linspace(1, gain, min(FADE, len(samples)))
+    return np.concatenate([samples[: len(ramp)] * ramp, samples[len(ramp) :] * gain]).astype(samples.dtype)
 
 
 def _same_level(one: np.ndarray, other: np.ndarray) -> float:
