@@ -75,6 +75,7 @@ class Sampling(_Section):
 
     Steps are guided from the share `guidance_from` of them up to `guidance_to`: 0 and 1 are all. With
     `person_first` a clip from the prompt alone is sampled twice: the first time for the person's picture.
+    Steps between the squares of neighbouring tokens are shared out over `evened` pixels on either side.
     """
 
     steps: int = Field(ge=1, le=1000)
@@ -87,6 +88,7 @@ class Sampling(_Section):
     skip_block: int | None = Field(None, ge=0)
     face_prior: float = Field(0.0, ge=0)
     person_first: bool = False
+    evened: int = Field(0, ge=0, le=16)
 
 
 class Runtime(_Section):

@@ -16,6 +16,7 @@ from uniavgen_cli.codecs.speech_tokens import character_indices, speech_indices,
 from uniavgen_cli.data.voice import place_phonemes, retime, time_phonemes
 from uniavgen_cli.diffusion.sampler import Given, State
 from uniavgen_cli.engine.request import Plan
+from uniavgen_cli.engine.seams import evened
 from uniavgen_cli.engine.windows import Window
 from uniavgen_cli.errors import InputError
 from uniavgen_cli.media.audio import read_audio
@@ -57,8 +58,7 @@ class Preparer:
 
     The captions come first, so that their encoder is out of memory again before anything large is needed.
     Speech text is counted in `vocabulary`, and without one in characters. `gain` is what the given sound was
-    multiplied by. `painted` is for latents (1, c, 1, h, w) of the person where `wants_picture` says that none
-    is given. Raises InputError for what can't be read.
+    multiplied by. `paint` is for a picture of the person where `wants_picture` says that none is given. Raises InputError for what can't be read.
     """
 
     @torch.inference_mode()
@@ -74,7 +74,7 @@ class Preparer:
         self.vocabulary = vocabulary
         self.caption, self.no_caption = captions.encode([plan.caption, ""]).cpu().split(1)
         self.gain = _gain(plan)
-        self.painted: Tensor | None = None
+        self._painted: Tensor | None = None
         self._frames: FrameReader | None = None
         self._sound: SoundReader | None = None
         start = self._given_frames(plan.windows[0])
@@ -94,7 +94,13 @@ class Preparer:
     @property
     def wants_picture(self) -> bool:
         """The clip could begin with a picture of the person, and nobody gave one."""
-        return self.plan.row.given_video == "first" and self._start is None and self.painted is None
+        return self.plan.row.given_video == "first" and self._start is None and self._painted is None
+
+    @torch.inference_mode()
+    def paint(self, latents: Tensor) -> None:
+        """Take latents (1, c, 1, h, w) for the picture that the clip begins with."""
+        picture = self.vae.decode(latents.to(self._device)).float()
+        self._painted = self._encode(evened(picture[0], self.plan.preset.sampling.evened)[None])
 
     @torch.inference_mode()
     def window(self, index: int, first: State | None = None, before: State | None = None) -> Prepared:
@@ -161,7 +167,7 @@ class Preparer:
         if self.plan.row_of(index).given_video == "part" and before is not None:
             return self._kept_latents(index, before)
         frames = self._given_frames(self.plan.windows[index])
-        return self.painted if frames is None else self._encode(_as_video(frames))
+        return self._painted if frames is None else self._encode(_as_video(frames))
 
     def _kept_latents(self, index: int, before: State) -> Tensor:
         """The latents that the window before hands on; the first of them stands for one frame, not for four.

@@ -278,7 +278,7 @@ class Engine:
                 with _timed("sampling", timings), memory.apply_mode(self.model, self.mode, device):
                     if index == 0 and plan.preset.sampling.person_first and preparer.wants_picture:
                         painted = self._sample(plan, index, prepared, progress, "painting")
-                        preparer.painted = painted.video[:, :, :1].float().cpu()
+                        preparer.paint(painted.video[:, :, :1])
                         prepared = preparer.window(index)
                     state = self._sample(plan, index, prepared, progress)
                 if first is not None:

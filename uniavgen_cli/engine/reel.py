@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from functools import cached_property
 from typing import Any
 
 import cv2
@@ -14,6 +15,7 @@ from uniavgen_cli.codecs import PictureCodec, SoundCodec
 from uniavgen_cli.diffusion.sampler import State
 from uniavgen_cli.engine.drift import Drift, loudness
 from uniavgen_cli.engine.request import Plan
+from uniavgen_cli.engine.seams import evened
 from uniavgen_cli.engine.store import Store
 from uniavgen_cli.media.image import read_image
 from uniavgen_cli.media.readers import FrameReader
@@ -110,12 +112,25 @@ class Reel:
         with self._autocast():
             latents = self._windows[index].video.to(self._device)
             video = self._video_vae.decode(latents)[0, :, begin : window.end - window.start]
-        levels = (video.float() + 1) * 127.5
+        levels = self._evened((video.float() + 1) * 127.5)
         if given is not None:
             levels = joined(levels, given, self.plan.spec.fps)
         pixels = levels.round().clamp(0, 255).to(torch.uint8)
         frames = pixels.permute(1, 2, 3, 0).cpu().numpy()  # c f h w -> f h w c
         return self._at_written_size(frames)
+
+    def _evened(self, levels: Tensor) -> Tensor:
+        reach = self.plan.preset.sampling.evened
+        if not reach or self.plan.row.given_video == "all":
+            return levels
+        return evened(levels, reach, self._first if self._last_given is None else self._last_given)
+
+    @cached_property
+    def _first(self) -> Tensor:
+        """The picture that the clip begins with, levels (c, h, w)."""
+        with self._autocast():
+            latents = self._windows[0].video[:, :, :1].to(self._device)
+            return (self._video_vae.decode(latents)[0, :, 0].float() + 1) * 127.5
 
     def _at_written_size(self, frames: np.ndarray) -> np.ndarray:
         plan = self.plan
