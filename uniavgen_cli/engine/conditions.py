@@ -58,7 +58,8 @@ class Preparer:
 
     The captions come first, so that their encoder is out of memory again before anything large is needed.
     Speech text is counted in `vocabulary`, and without one in characters. `gain` is what the given sound was
-    multiplied by. `paint` is for a picture of the person where `wants_picture` says that none is given. Raises InputError for what can't be read.
+    multiplied by. `paint` is for a picture of the person where `wants_picture` says that none is given.
+    Raises InputError for what can't be read.
     """
 
     @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""Evens out the squares of tokens where a small model's neighbours disagree, as a video codec does its blocks."""
+"""Evens out the squares of tokens where neighbours disagree, as a video codec does its blocks."""
 
 import torch
 import torch.nn.functional as F
