@@ -129,8 +129,11 @@ def test_conditions_are_what_the_table_says(engine: Engine, given: Path) -> None
     assert continued.given.num_frames == 4
 
 
-def test_a_person_from_words_is_painted_first(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    sampling = engine.preset.sampling.model_copy(update={"person_first": True})
+@pytest.mark.parametrize("evened", [0, 10])
+def test_a_person_from_words_is_painted_first(
+    evened: int, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampling = engine.preset.sampling.model_copy(update={"person_first": True, "evened": evened})
     plan = check(Request(task="generate", prompt="a man", speech="Hello.", seed=3), engine.preset)
     plan = replace(plan, preset=engine.preset.model_copy(update={"sampling": sampling}))
     seen: list[tuple[Prepared, State]] = []
@@ -147,8 +150,10 @@ def test_a_person_from_words_is_painted_first(engine: Engine, monkeypatch: pytes
     (first, painted), (second, state) = seen
     assert first.given.reference_frame is None and first.given.num_frames == 0
     assert second.given.num_frames == 1
-    for picture in (second.given.reference_frame, second.given.video, state.video[:, :, :1]):
-        assert picture is not None and torch.equal(picture, painted.video[:, :, :1])
+    picture = second.given.reference_frame
+    assert picture is not None and torch.equal(picture, painted.video[:, :, :1]) == (evened == 0)
+    for taken in (second.given.video, state.video[:, :, :1]):
+        assert taken is not None and torch.equal(taken, picture)
 
 
 def test_face_prior_is_of_the_face_and_off_by_default(engine: Engine, given: Path) -> None:

@@ -100,8 +100,10 @@ class Preparer:
     @torch.inference_mode()
     def paint(self, latents: Tensor) -> None:
         """Take latents (1, c, 1, h, w) for the picture that the clip begins with."""
-        picture = self.vae.decode(latents.to(self._device)).float()
-        self._painted = self._encode(evened(picture[0], self.plan.preset.sampling.evened)[None])
+        self._painted = latents.float().cpu()
+        if reach := self.plan.preset.sampling.evened:
+            picture = self.vae.decode(latents.to(self._device)).float()
+            self._painted = self._encode(evened(picture[0], reach)[None])
 
     @torch.inference_mode()
     def window(self, index: int, first: State | None = None, before: State | None = None) -> Prepared:
