@@ -97,6 +97,11 @@ class Preparer:
         """The clip could begin with a picture of the person, and nobody gave one."""
         return self.plan.row.given_video == "first" and self._start is None and self._painted is None
 
+    @property
+    def last_picture(self) -> np.ndarray | None:
+        """The last frame (h, w, 3) uint8 of a clip that goes on; None of other tasks."""
+        return self._start[-1] if self.plan.row.given_video == "part" and self._start is not None else None
+
     @torch.inference_mode()
     def paint(self, latents: Tensor) -> None:
         """Take latents (1, c, 1, h, w) for the picture that the clip begins with."""

@@ -292,6 +292,7 @@ class Engine:
             plan,
             windows,
             preparer.gain,
+            last_given=preparer.last_picture,
             video_vae=self.video_vae,
             vocoder=self.vocoder,
             autocast=self.runtime.autocast,

@@ -16,10 +16,10 @@ from uniavgen_cli.diffusion.sampler import State
 from uniavgen_cli.engine.drift import Drift, loudness
 from uniavgen_cli.engine.request import Plan
 from uniavgen_cli.engine.seams import evened
+from uniavgen_cli.engine.steady import LOUDER_DB
 from uniavgen_cli.engine.store import Store
 from uniavgen_cli.media.image import read_image
 from uniavgen_cli.media.readers import FrameReader
-from uniavgen_cli.media.video import read_frames
 from uniavgen_cli.shapes import tokens_of_frames
 
 FADE = 240  # samples over which one window's sound gives way to the next
@@ -29,12 +29,12 @@ HEARD = 1e-5  # mean square of a sound that is not silence
 DETAIL_S = 1.0  # over which the details of the last given picture give way to the codec's
 JUMP_SHARES = (0.4, 0.2)  # of a jump where a clip goes on, that its first frames take back
 ROOM_LUFS = -45.0  # what is quieter says nothing
-LOUDER_LU = 6.0  # by which a window is raised at most
 QUIET_HOPS = 3  # 10 ms each: a seam is put where so long is quietest
 
 
 class Reel:
     """The new part of a clip; `windows` are the states, `autocast` and `device` how they are decoded.
+    `last_given` (h, w, 3) uint8 is the last frame of a clip that goes on.
 
     A clip of one window is decoded once and kept; of a longer one, memory holds a window or two. What was
     seen and heard of each window on the way is in `drift`; `watch` is told how far the pictures have come.
@@ -46,6 +46,7 @@ class Reel:
         windows: list[State] | Store,
         gain: float,
         *,
+        last_given: np.ndarray | None,
         video_vae: PictureCodec,
         vocoder: SoundCodec,
         autocast: Callable[[], AbstractContextManager[Any]],
@@ -60,11 +61,12 @@ class Reel:
         self._autocast = autocast
         self._device = device
         self._kept: dict[str, np.ndarray] = {}
-        self._around, self._last_given = None, None
+        self._around = None
         if plan.closeup is not None and plan.request.face is not None:
             self._around = plan.closeup.around(read_image(plan.request.face))
-        if plan.request.task == "continue":
-            self._last_given = _last_given(plan).to(device)
+        self._last_given: Tensor | None = None  # levels (c, h, w)
+        if last_given is not None:
+            self._last_given = torch.from_numpy(last_given).permute(2, 0, 1).float().to(device)
         self.watch: Callable[[str, int, int], None] = lambda stage, done, total: None
 
     def decode(self) -> None:
@@ -185,24 +187,9 @@ class Reel:
                 at, begin, sound = seam + FADE, start, following
             own = sound[known - begin :][: round(window.added / spec.fps * spec.sample_rate)]
             self.drift.heard(index, own)
-            if level is None and speaks(own, spec.sample_rate):
-                level = loudness(own, spec.sample_rate)
+            if level is None:
+                level = said_level(own, spec.sample_rate)
         yield np.pad(sound, (0, max(0, last - begin - len(sound))))[at - begin : last - begin]
-
-
-def _last_given(plan: Plan) -> Tensor:
-    """The last frame of the clip that goes on, levels (c, h, w) at the model's size."""
-    spec = plan.spec
-    assert plan.request.video is not None
-    frames = read_frames(
-        plan.request.video,
-        spec.fps,
-        spec.height,
-        spec.width,
-        start_s=plan.context_start_s,
-        num_frames=plan.context_frames,
-    )
-    return torch.from_numpy(frames[-1]).permute(2, 0, 1).float()
 
 
 def joined(levels: Tensor, given: Tensor, fps: float) -> Tensor:
@@ -221,10 +208,10 @@ def joined(levels: Tensor, given: Tensor, fps: float) -> Tensor:
     return new
 
 
-def speaks(samples: np.ndarray, sample_rate: int) -> bool:
-    """Whether mono samples (n,) are louder than a room."""
+def said_level(samples: np.ndarray, sample_rate: int) -> float | None:
+    """The loudness of mono samples (n,) in LUFS; None where they are no louder than a room."""
     heard = loudness(samples, sample_rate)
-    return heard is not None and heard > ROOM_LUFS
+    return heard if heard is not None and heard > ROOM_LUFS else None
 
 
 def as_loud(samples: np.ndarray, level: float | None, sample_rate: int) -> np.ndarray:
@@ -233,11 +220,9 @@ def as_loud(samples: np.ndarray, level: float | None, sample_rate: int) -> np.nd
     Mels of equal power are not equally loud as sound: a loud moment in one window is enough.
     It is raised by 6 dB at most and clips nothing; the change comes over 10 ms.
     """
-    if level is None or not speaks(samples, sample_rate):
+    if level is None or (own := said_level(samples, sample_rate)) is None:
         return samples
-    own = loudness(samples, sample_rate)
-    assert own is not None
-    gain = min(10 ** (min(level - own, LOUDER_LU) / 20), max(1.0, 1 / float(np.abs(samples).max())))
+    gain = min(10 ** (min(level - own, LOUDER_DB) / 20), max(1.0, 1 / float(np.abs(samples).max())))
     ramp = np.linspace(1, gain, min(FADE, len(samples)))
     return np.concatenate([samples[: len(ramp)] * ramp, samples[len(ramp) :] * gain]).astype(samples.dtype)
 
