@@ -211,6 +211,27 @@ def test_some_batches_go_on_from_a_window_before(tiny: Preset, bank: joint.ClipB
     assert all(references)  # some frame of the clip itself, not always the first
 
 
+def test_what_was_said_before_a_continuation_is_in_some_batches_anothers(
+    tiny: Preset, bank: joint.ClipBank
+) -> None:
+    stage = joint.joint_stage(tiny_model(tiny), bank, how(odds={"continue-voice": 1.0}))
+    mels, lines = bank.groups[0].tensors["mel"].float(), bank.groups[0].tensors["phonemes"].long()
+    others = 0
+    for step in range(30):
+        batch = stage.batch(step)
+        given, tokens = batch["given_audio"], batch["mel"].shape[1]
+        made = [int((mels[:, given:] == mel[given:]).flatten(1).all(1).nonzero()[0]) for mel in batch["mel"]]
+        another = not torch.equal(batch["mel"][:, :given], mels[made][:, :given])
+        said_by = made[-1:] + made[:-1] if another else made
+        assert torch.equal(batch["mel"][:, :given], mels[said_by][:, :given])
+        told = batch["phonemes"][:, -tokens:]
+        for line, own, before in zip(told, made, said_by, strict=True):
+            for part, whole in ((line[:given], lines[before, :given]), (line[given:], lines[own, given:])):
+                assert torch.equal(part, whole) or not part.any()  # of some clips the text is left out
+        others += another
+    assert 6 <= others <= 20
+
+
 def test_a_batch_follows_from_its_step(tiny: Preset, bank: joint.ClipBank) -> None:
     first, again, other = (joint.joint_stage(tiny_model(tiny), bank, how()).batch(step) for step in (5, 5, 6))
     assert torch.equal(first["t"], again["t"]) and torch.equal(first["phonemes"], again["phonemes"])

@@ -36,6 +36,7 @@ AUDIO_PARTS = (  # of the joint model's parameters
 EVEN_FROM = 0.4  # below this t all errors of a clean picture count alike
 MASK_UNTIL = 0.8  # of the steps: from there on nobody says where the face is
 MAX_GIVEN_LATENTS = 10  # of a continuation: 37 frames
+SAID_BY_ANOTHER = 0.5  # share of the continuations with a reference voice whose given sound is another's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +165,7 @@ def joint_stage(
             made["given_audio"] = int(rng.integers(1, made["mel"].shape[1] // 2 + 1))
         if not how.audio_alone:
             made |= _picture_batch(clips, row, how, rng, made)
-        return made
+        return made | _said_by_another(made, rng)
 
     return Stage(
         name="audio" if how.audio_alone else "joint",
@@ -279,6 +280,21 @@ def _picture_batch(
         "a2v": row.a2v,
         "v2a": row.v2a,
     }
+
+
+def _said_by_another(made: Batch, rng: np.random.Generator) -> Batch:
+    """Of some continuations the given sound in the voice of the batch's next clip, and the phonemes with it.
+
+    Else a long clip's windows follow what was said last, each a little off, and the voice wanders:
+    where there is a reference voice, that one has to be followed.
+    """
+    given, mel, phonemes = made["given_audio"], made["mel"], made["phonemes"]
+    if made["reference_mel"] is None or not 0 < given < mel.shape[1] or rng.random() >= SAID_BY_ANOTHER:
+        return {}
+    start = phonemes.shape[1] - mel.shape[1]
+    told = phonemes.clone()
+    told[:, start : start + given] = phonemes.roll(1, 0)[:, start : start + given]
+    return {"mel": torch.cat((mel.roll(1, 0)[:, :given], mel[:, given:]), dim=1), "phonemes": told}
 
 
 def joint_forward(module: nn.Module, batch: Batch) -> tuple[JointOutput, State]:
