@@ -268,7 +268,7 @@ def pictures(tiny: Preset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> c
     """Four drawn pictures, cached and read back."""
     monkeypatch.setattr(cache, "PICTURE_SHARD", 4)
     path = weights_folder(tiny) / "video_vae.safetensors"
-    source = cache.VAESource(path=path, config=tiny.video_vae)
+    source = cache.VAESource(path=path, config=tiny.video_vae, digest="one")
     assert cache._write_pictures(tmp_path, 3, 0, source, "drawn by a test") == 4
     return cache.load_pictures(tmp_path)
 

@@ -1,6 +1,5 @@
 """Training clips and pictures as the model sees them: mels and phonemes, latents and masks, in shards."""
 
-import hashlib
 import json
 import multiprocessing
 from collections.abc import Iterable, Iterator
@@ -37,11 +36,7 @@ class VAESource:
 
     path: Path
     config: dict[str, object]
-
-    def digest(self) -> str:
-        """What tells it from another."""
-        with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+    digest: str  # of the file, which tells it from another
 
 
 def build(
@@ -66,7 +61,7 @@ def build(
     kind = "audio" if vae is None else "video"
     how = f"seed {seed}"
     if vae is not None:
-        how += f", liveliness {liveliness:g}, photographic {photographic:g}, VAE {vae.digest()}"
+        how += f", liveliness {liveliness:g}, photographic {photographic:g}, VAE {vae.digest}"
     starts = _missing(out, kind, range(first, first + count, SHARD), how)
     done = count - len(starts) * SHARD
     yield from _written(
@@ -79,7 +74,7 @@ def build(
 
 def build_pictures(out: Path, *, seed: int, count: int, vae: VAESource, workers: int = 1) -> Iterator[int]:
     """Draw pictures 0 to `count` of the data set `seed`, in `picture-*.safetensors`, in the same manner."""
-    how = f"seed {seed}, VAE {vae.digest()}"
+    how = f"seed {seed}, VAE {vae.digest}"
     starts = _missing(out, "picture", range(0, count, PICTURE_SHARD), how)
     done = count - len(starts) * PICTURE_SHARD
     yield from _written(

@@ -174,7 +174,8 @@ def _draw(
     )
     if training.audio_alone:
         return
-    vae = cache.VAESource(path=weights_folder(recipe) / "video_vae.safetensors", config=recipe.video_vae)
+    path = weights_folder(recipe) / "video_vae.safetensors"
+    vae = cache.VAESource(path=path, config=recipe.video_vae, digest=file_sha256(path)[:12])
     drawing = cache.build(
         out,
         seed=seed,
