@@ -67,7 +67,7 @@ class Clip(_Section):
     min_frames: Annotated[int, AfterValidator(_frames)] = 17
     voice_s: float = Field(2.2, gt=0)  # of a given voice that is listened to
     short_side: Annotated[int, AfterValidator(_side)]
-    closeup: float = Field(0.0, ge=0, lt=1)  # below this share of the short side a face is seen from near
+    closeup: float = Field(0.0, ge=0, lt=1)  # of a square that a given face is seen to take; 0: none
 
 
 class Sampling(_Section):

@@ -58,8 +58,9 @@ class Preparer:
 
     The captions come first, so that their encoder is out of memory again before anything large is needed.
     Speech text is counted in `vocabulary`, and without one in characters. `gain` is what the given sound was
-    multiplied by. `paint` is for a picture of the person where `wants_picture` says that none is given.
-    Raises InputError for what can't be read.
+    multiplied by. `around` (h, w, 3) uint8 is the picture, as it is written, of which the model sees a
+    close-up; None without one. `paint` is for a picture of the person where `wants_picture` says that none is
+    given. Raises InputError for what can't be read.
     """
 
     @torch.inference_mode()
@@ -75,6 +76,7 @@ class Preparer:
         self.vocabulary = vocabulary
         self.caption, self.no_caption = captions.encode([plan.caption, ""]).cpu().split(1)
         self.gain = _gain(plan)
+        self.around: np.ndarray | None = None
         self._painted: Tensor | None = None
         self._frames: FrameReader | None = None
         self._sound: SoundReader | None = None
@@ -223,27 +225,26 @@ class Preparer:
     def _start(self) -> np.ndarray | None:
         """What a clip begins with that is not given as a whole: a picture, or the end of another clip."""
         plan = self.plan
-        spec, request = plan.spec, plan.request
+        spec, request, near = plan.spec, plan.request, plan.closeup
         if plan.row.given_video == "first":
             if request.face is None:
                 return None
             picture = read_image(request.face)
-            if plan.closeup is not None:
-                return plan.closeup.cut(picture, spec.height)[None]
+            if near is not None:
+                self.around = near.around(picture)
+                return near.cut(picture, spec.height)[None]
             return resized(picture, spec.height, spec.width)[None]
         assert request.video is not None
-        frames = read_frames(
-            request.video,
-            spec.fps,
-            spec.height,
-            spec.width,
-            start_s=plan.context_start_s,
-            num_frames=plan.context_frames,
-        )
+        height, width = (spec.height, spec.width) if near is None else (near.height, near.width)
+        start_s, count = plan.context_start_s, plan.context_frames
+        frames = read_frames(request.video, spec.fps, height, width, start_s=start_s, num_frames=count)
         if not len(frames):
             raise InputError(f"{request.video} holds no picture", "give a video that plays")
+        if near is not None:
+            self.around = near.around(frames[-1])
+            frames = np.stack([near.cut(frame, spec.height) for frame in frames])
         # a damaged file can hold fewer than it says: the last picture stands still
-        return np.concatenate([frames, *[frames[-1:]] * (plan.context_frames - len(frames))])
+        return np.concatenate([frames, *[frames[-1:]] * (count - len(frames))])
 
     @cached_property
     def _last_given(self) -> Tensor:

@@ -293,6 +293,7 @@ class Engine:
             windows,
             preparer.gain,
             last_given=preparer.last_picture,
+            around=preparer.around,
             video_vae=self.video_vae,
             vocoder=self.vocoder,
             autocast=self.runtime.autocast,

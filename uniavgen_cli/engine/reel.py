@@ -18,7 +18,6 @@ from uniavgen_cli.engine.request import Plan
 from uniavgen_cli.engine.seams import evened
 from uniavgen_cli.engine.steady import LOUDER_DB
 from uniavgen_cli.engine.store import Store
-from uniavgen_cli.media.image import read_image
 from uniavgen_cli.media.readers import FrameReader
 from uniavgen_cli.shapes import tokens_of_frames
 
@@ -34,7 +33,8 @@ QUIET_HOPS = 3  # 10 ms each: a seam is put where so long is quietest
 
 class Reel:
     """The new part of a clip; `windows` are the states, `autocast` and `device` how they are decoded.
-    `last_given` (h, w, 3) uint8 is the last frame of a clip that goes on.
+    `last_given` (h, w, 3) uint8 is the last frame of a clip that goes on, as the model saw it; `around` the
+    picture of which it saw a close-up, as it is written.
 
     A clip of one window is decoded once and kept; of a longer one, memory holds a window or two. What was
     seen and heard of each window on the way is in `drift`; `watch` is told how far the pictures have come.
@@ -47,6 +47,7 @@ class Reel:
         gain: float,
         *,
         last_given: np.ndarray | None,
+        around: np.ndarray | None,
         video_vae: PictureCodec,
         vocoder: SoundCodec,
         autocast: Callable[[], AbstractContextManager[Any]],
@@ -61,9 +62,7 @@ class Reel:
         self._autocast = autocast
         self._device = device
         self._kept: dict[str, np.ndarray] = {}
-        self._around = None
-        if plan.closeup is not None and plan.request.face is not None:
-            self._around = plan.closeup.around(read_image(plan.request.face))
+        self._around = around
         self._last_given: Tensor | None = None  # levels (c, h, w)
         if last_given is not None:
             self._last_given = torch.from_numpy(last_given).permute(2, 0, 1).float().to(device)

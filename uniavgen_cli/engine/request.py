@@ -87,7 +87,7 @@ class Plan:
     out_width: int
     voice: Path | None = None  # whose voice: the one given, or a dubbed video's own
     media: MediaInfo | None = None  # of the given video, or the given sound of `animate`
-    closeup: "CloseUp | None" = None  # of the given picture, where its face is small: what the model sees
+    closeup: "CloseUp | None" = None  # of the given picture: what the model sees of it
 
     @property
     def phonemes(self) -> tuple[TimedPhoneme, ...]:
@@ -242,7 +242,7 @@ def _planned(request: Request, preset: Preset) -> Plan:
         spoken = fitted(spoken, lead_s, num_frames / fps - lead_s - (0.1 if wanted_s is not None else 0.0))
     height, width = _model_size(request, preset, source)
     out_height, out_width = _written_size(height, width, source, request.size)
-    if closeup := _closeup(request, preset, min(height, width)):
+    if closeup := _closeup(request, preset, min(height, width), media, context):
         height = width = min(height, width)
         out_height, out_width = closeup.out_height, closeup.out_width
     spec = ClipSpec(
@@ -289,14 +289,29 @@ def _planned(request: Request, preset: Preset) -> Plan:
     )
 
 
-def _closeup(request: Request, preset: Preset, side: int) -> "CloseUp | None":
-    """Of the picture that is given, unless the frame's exact size is."""
-    if request.face is None or isinstance(request.size, tuple) or not preset.clip.closeup:
+def _closeup(
+    request: Request, preset: Preset, side: int, media: MediaInfo | None, context: int
+) -> "CloseUp | None":
+    """Of the given picture, or the last of the clip that goes on; None where the exact size is asked for."""
+    if isinstance(request.size, tuple) or not preset.clip.closeup:
         return None
-    from uniavgen_cli.media.closeup import find_closeup  # OpenCV
+    from uniavgen_cli.media.closeup import find_closeup, size_to_look  # OpenCV
     from uniavgen_cli.media.image import read_image
+    from uniavgen_cli.media.video import read_frames
 
-    return find_closeup(read_image(request.face), preset.clip.closeup, side, request.face_index)
+    if request.face is not None:
+        return find_closeup(read_image(request.face), preset.clip.closeup, side, request.face_index)
+    if request.task != "continue":
+        return None
+    assert request.video is not None and media is not None and media.video is not None
+    fps, (height, width) = preset.clip.fps, size_to_look(media.video.height, media.video.width)
+    start_s = max(0.0, media.duration_s - context / fps)
+    frames = read_frames(request.video, fps, height, width, start_s=start_s, num_frames=context)
+    if not len(frames):
+        raise InputError(f"{request.video} holds no picture", "give a video that plays")
+    near = find_closeup(frames[-1], preset.clip.closeup, side, request.face_index)
+    # around the face the clip goes on as sharp as it was
+    return near and replace(near, scale=1.0, out_height=height, out_width=width)
 
 
 def _check_face(plan: Plan) -> None:

@@ -1,13 +1,17 @@
-"""A small face in a large picture: the model sees the face from near, and what it makes is laid back."""
+"""A given picture is seen with its face where the model learnt faces to be; what it makes is laid back."""
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
 from uniavgen_cli.media.face import choose_face, detect_faces
 from uniavgen_cli.media.image import resized
 
-FACE_SHARE = 0.5  # of the close-up's side that the face's height takes, as it does where nano learnt
+MOUTH = 0.29  # of the face's height that the mouth lies below its middle
+MOUTH_PLACE = (0.5, 0.655)  # of the close-up's side, across and down, where nano learnt mouths to be
+ASTRAY = (0.12, 0.035)  # of the side that a mouth may lie beside that place: at 0.06 lips follow less
+AS_LARGE = (0.8, 1.35)  # of the usual height a face may have
 SURE_SCORE = 0.7  # of the face: what is less may be a leaf, and is not worth leaving the picture for
 SEAM = 0.1  # of the side over which the close-up goes over into the picture around it
 LONGEST = 1024  # pixels of the written picture's long side
@@ -15,8 +19,12 @@ LONGEST = 1024  # pixels of the written picture's long side
 
 @dataclass(frozen=True, kw_only=True)
 class CloseUp:
-    """A square of a picture by its corner and side in pixels, and the picture to write, `scale` as large."""
+    """A square of a picture of `height` and `width`, by its corner and side in pixels, and the picture to
+    write, `scale` as large. The square may reach beyond the picture, whose edges go on there.
+    """
 
+    height: int
+    width: int
     left: int
     top: int
     side: int
@@ -26,8 +34,12 @@ class CloseUp:
 
     def cut(self, picture: np.ndarray, side: int) -> np.ndarray:
         """The close-up (side, side, 3) of the picture (h, w, 3) uint8."""
-        part = picture[self.top : self.top + self.side, self.left : self.left + self.side]
-        return resized(part, side, side)
+        right, bottom = self.left + self.side, self.top + self.side
+        part = picture[max(0, self.top) : bottom, max(0, self.left) : right]
+        over, under = max(0, -self.top), max(0, bottom - self.height)
+        before, after = max(0, -self.left), max(0, right - self.width)
+        square = cv2.copyMakeBorder(part, over, under, before, after, cv2.BORDER_REPLICATE)
+        return resized(square, side, side)
 
     def around(self, picture: np.ndarray) -> np.ndarray:
         """The picture (h, w, 3) uint8 as it is written, (out_height, out_width, 3)."""
@@ -36,13 +48,15 @@ class CloseUp:
     def laid(self, frames: np.ndarray, around: np.ndarray) -> np.ndarray:
         """Close-ups (n, s, s, 3) uint8 in their place in what is `around` them, n pictures of its size."""
         left, top, side = (round(pixels * self.scale) for pixels in (self.left, self.top, self.side))
-        side = min(side, self.out_height - top, self.out_width - left)
-        share = self._shares(side, left, top)
-        place = around[top : top + side, left : left + side].astype(np.float32)
+        rows = slice(max(0, top), min(self.out_height, top + side))
+        columns = slice(max(0, left), min(self.out_width, left + side))
+        seen = slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left)
+        share = self._shares(side, left, top)[seen]
+        place = around[rows, columns].astype(np.float32)
         laid = np.repeat(around[None], len(frames), axis=0)
         for frame, whole in zip(frames, laid, strict=True):
-            near = resized(frame, side, side).astype(np.float32)
-            whole[top : top + side, left : left + side] = np.rint(place + share * (near - place))
+            near = resized(frame, side, side)[seen].astype(np.float32)
+            whole[rows, columns] = np.rint(place + share * (near - place))
         return laid
 
     def _shares(self, side: int, left: int, top: int) -> np.ndarray:
@@ -54,23 +68,46 @@ class CloseUp:
         return np.outer(down, across)[:, :, None]
 
 
-def find_closeup(picture: np.ndarray, least_share: float, side: int, face_index: int = 0) -> CloseUp | None:
-    """The close-up of a face lower than `least_share` of the short side of the picture (h, w, 3) uint8.
+def find_closeup(picture: np.ndarray, face_share: float, side: int, face_index: int = 0) -> CloseUp | None:
+    """The square of the picture (h, w, 3) uint8 in which a face has `face_share` of the height, in its place.
 
-    None where it is not as small as that, and without a face that is surely one. The written picture is as
-    large as leaves the close-up at `side` pixels, but no larger than the picture, nor than 1024 pixels.
+    None for a square picture whose face is about there already, and without a face that is surely one. The
+    written picture is as large as leaves the close-up at `side` pixels: its short side has `side` or more,
+    but no more than the picture's, and its long side 1024 at most.
     """
     height, width = picture.shape[:2]
+    short = min(height, width)
     faces = detect_faces(picture)
     if not faces:
         return None
     face = choose_face(faces, face_index)
-    x0, y0, x1, y1 = face.box
-    if face.score < SURE_SCORE or y1 - y0 >= least_share * min(height, width):
+    if face.score < SURE_SCORE:
         return None
-    size = min(round((y1 - y0) / FACE_SHARE), height, width)
-    left = round(np.clip((x0 + x1 - size) / 2, 0, width - size))
-    top = round(np.clip((y0 + y1 - size) / 2, 0, height - size))
-    scale = min(side / size, 1.0, LONGEST / max(height, width))
+    x0, y0, x1, y1 = face.box
+    tall = (y1 - y0) / face_share  # the side of the square in which the face has its usual size
+    mouth = (x0 + x1) / 2, (y0 + y1) / 2 + MOUTH * (y1 - y0)
+    astray = [abs(at / short - place) for at, place in zip(mouth, MOUTH_PLACE, strict=True)]
+    low, high = AS_LARGE
+    if height == width and low <= tall / short <= high and all(np.less_equal(astray, ASTRAY)):
+        return None
+    size = round(tall if tall < short else max(short, tall / high))
+    left, top = (round(at - place * size) for at, place in zip(mouth, MOUTH_PLACE, strict=True))
+    left = round(np.clip(left, min(0, width - size), max(0, width - size)))  # a face may be beside the middle
+    scale = min(max(side / size, side / short), 1.0, LONGEST / max(height, width))
     out_height, out_width = (max(2, 2 * round(length * scale / 2)) for length in (height, width))
-    return CloseUp(left=left, top=top, side=size, scale=scale, out_height=out_height, out_width=out_width)
+    return CloseUp(
+        height=height,
+        width=width,
+        left=left,
+        top=top,
+        side=size,
+        scale=scale,
+        out_height=out_height,
+        out_width=out_width,
+    )
+
+
+def size_to_look(height: int, width: int) -> tuple[int, int]:
+    """The size, of even sides, at which a video's pictures are looked at for their faces."""
+    scale = min(1.0, LONGEST / max(height, width))
+    return max(2, 2 * round(height * scale / 2)), max(2, 2 * round(width * scale / 2))
