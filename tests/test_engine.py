@@ -146,7 +146,7 @@ def test_a_person_from_words_is_painted_first(
     monkeypatch.setattr(engine, "_sample", watched)
     stages: list[str] = []
     engine.run(plan, progress=lambda stage, done, total: stages.append(stage))
-    assert "painting" in stages and "sampling" in stages
+    assert "drafting" in stages and "sampling" in stages
     (first, painted), (second, state) = seen
     assert first.given.reference_frame is None and first.given.num_frames == 0
     assert second.given.num_frames == 1

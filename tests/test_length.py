@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -16,12 +17,13 @@ from tiny_model import write_tiny_preset
 
 from uniavgen_cli.cli import main
 from uniavgen_cli.data.dataset import sample_clip
+from uniavgen_cli.diffusion.sampler import State
 from uniavgen_cli.engine import engine as engine_module
-from uniavgen_cli.engine.conditions import Preparer
+from uniavgen_cli.engine.conditions import Prepared, Preparer
 from uniavgen_cli.engine.drift import loudness
 from uniavgen_cli.engine.engine import Clip, Engine
 from uniavgen_cli.engine.reel import _quietest, _same_level, joined
-from uniavgen_cli.engine.request import Request, check
+from uniavgen_cli.engine.request import Plan, Request, check
 from uniavgen_cli.errors import OutputError
 from uniavgen_cli.media.probe import probe
 from uniavgen_cli.media.video import write_clip
@@ -157,6 +159,33 @@ def test_later_windows_listen_to_the_first_ones_voice_beside_what_was_said_last(
     assert WORDS.startswith(told.strip()) and len(told) > 8
 
 
+@pytest.mark.parametrize("task", ["generate", "continue"])
+def test_a_voice_that_nobody_gave_is_that_of_a_draft(
+    task: str, engine: Engine, given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = check(requests(given)[task], engine.preset)
+    assert plan.preset.sampling.person_first
+    heard: list[tuple[int, torch.Tensor | None]] = []
+    sample = engine._sample
+
+    def stopped_in_the_third(plan: Plan, index: int, prepared: Prepared, *rest: Any) -> State:
+        heard.append((index, prepared.given.reference_audio))
+        if len(heard) == 4:
+            raise KeyboardInterrupt
+        return sample(plan, index, prepared, *rest)
+
+    monkeypatch.setattr(engine, "_sample", stopped_in_the_third)
+    with pytest.raises(engine_module.Interrupted, match=r"2 of \d+ windows are kept"):
+        engine.run(plan, keep_in=tmp_path)
+    assert [index for index, _ in heard] == [0, 0, 1, 2]
+    voice = heard[1][1]
+    assert heard[0][1] is None and voice is not None
+
+    engine.run(plan, keep_in=tmp_path).close()
+    assert [index for index, _ in heard[4:6]] == [0, 2]  # the draft once more
+    assert all(again is not None and torch.equal(again, voice) for _, again in heard[2:4] + heard[5:])
+
+
 def test_a_stopped_clip_goes_on_from_the_last_whole_window(
     engine: Engine, given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,7 +195,7 @@ def test_a_stopped_clip_goes_on_from_the_last_whole_window(
 
     def stop_in_the_third(*arguments: object) -> object:
         calls.append(1)
-        if len(calls) == 3:
+        if len(calls) == 4:  # a draft came first
             raise KeyboardInterrupt
         return sample(*arguments)
 
@@ -178,9 +207,9 @@ def test_a_stopped_clip_goes_on_from_the_last_whole_window(
     last.write_bytes(last.read_bytes()[:1000])  # as a power failure would leave it
     assert engine.seed_begun(check(replace(request, seed=77), engine.preset), tmp_path) == request.seed
     assert engine.seed_begun(check(replace(request, steps=1), engine.preset), tmp_path) is None
-    calls[:] = [1, 1, 1]
+    calls[:] = [1, 1, 1, 1]
     clip = engine.run(request, keep_in=tmp_path)
-    assert len(calls) - 3 == len(clip.plan.windows) - 1  # the damaged one and those after it
+    assert len(calls) - 4 == len(clip.plan.windows)  # the draft, the damaged one and those after it
     assert written(clip, tmp_path / "again.mp4") == whole
     clip.close()
     assert not list(tmp_path.glob(".uniavgen-*"))

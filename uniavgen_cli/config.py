@@ -74,7 +74,8 @@ class Sampling(_Section):
     """How a clip is sampled; a guidance of 1 is none, `face_prior` 0 leaves the face mask alone.
 
     Steps are guided from the share `guidance_from` of them up to `guidance_to`: 0 and 1 are all. With
-    `person_first` a clip from the prompt alone is sampled twice: the first time for the person's picture.
+    `person_first` the first window is sampled twice where nobody gave the person: the first time for the
+    picture, and for the voice of a clip of several windows.
     Steps between the squares of neighbouring tokens are shared out over `evened` pixels on either side.
     """
 

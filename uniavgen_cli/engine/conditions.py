@@ -59,8 +59,8 @@ class Preparer:
     The captions come first, so that their encoder is out of memory again before anything large is needed.
     Speech text is counted in `vocabulary`, and without one in characters. `gain` is what the given sound was
     multiplied by. `around` (h, w, 3) uint8 is the picture, as it is written, of which the model sees a
-    close-up; None without one. `paint` is for a picture of the person where `wants_picture` says that none is
-    given. Raises InputError for what can't be read.
+    close-up; None without one. `meet` is for the person where `wants_person` says that nobody gave one.
+    Raises InputError for what can't be read.
     """
 
     @torch.inference_mode()
@@ -94,10 +94,21 @@ class Preparer:
             if reader is not None:
                 reader.close()
 
+    def wants_person(self, *, begun: bool) -> bool:
+        """Somebody is in the clip whose picture nobody gave, or whose voice, where several windows need one.
+
+        Once the clip is `begun` its first window has the picture.
+        """
+        return (self._wants_picture and not begun) or self._wants_voice
+
     @property
-    def wants_picture(self) -> bool:
-        """The clip could begin with a picture of the person, and nobody gave one."""
+    def _wants_picture(self) -> bool:
         return self.plan.row.given_video == "first" and self._start is None and self._painted is None
+
+    @property
+    def _wants_voice(self) -> bool:
+        plan = self.plan
+        return self._voice is None and plan.own_voice is not None and plan.row_of(1).given_audio == "part"
 
     @property
     def last_picture(self) -> np.ndarray | None:
@@ -105,8 +116,14 @@ class Preparer:
         return self._start[-1] if self.plan.row.given_video == "part" and self._start is not None else None
 
     @torch.inference_mode()
-    def paint(self, latents: Tensor) -> None:
-        """Take latents (1, c, 1, h, w) for the picture that the clip begins with."""
+    def meet(self, draft: State) -> None:
+        """Take the person who is in no file from a draft of the first window: picture, voice or both."""
+        if self._wants_voice:
+            self._voice = _own_voice(self.plan, draft)
+        if self._wants_picture:
+            self._paint(draft.video[:, :, :1])
+
+    def _paint(self, latents: Tensor) -> None:
         self._painted = latents.float().cpu()
         if reach := self.plan.preset.sampling.evened:
             picture = self.vae.decode(latents.to(self._device)).float()

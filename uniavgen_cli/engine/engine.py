@@ -272,14 +272,16 @@ class Engine:
             preparer = Preparer(plan, self.video_vae, self.captions, self.vocabulary)
         with preparer:
             first, before = (windows[0], windows[len(windows) - 1]) if len(windows) else (None, None)
-            for index in range(len(windows), len(plan.windows)):
+            missing = range(len(windows), len(plan.windows))
+            drafts = plan.preset.sampling.person_first and preparer.wants_person(begun=first is not None)
+            if missing and drafts:
+                # made again by a run that goes on, to the same bytes
+                with _timed("sampling", timings), memory.apply_mode(self.model, self.mode, device):
+                    preparer.meet(self._sample(plan, 0, preparer.window(0), progress, "drafting"))
+            for index in missing:
                 with _timed("encoding", timings):
                     prepared = preparer.window(index, first, before)
                 with _timed("sampling", timings), memory.apply_mode(self.model, self.mode, device):
-                    if index == 0 and plan.preset.sampling.person_first and preparer.wants_picture:
-                        painted = self._sample(plan, index, prepared, progress, "painting")
-                        preparer.paint(painted.video[:, :, :1])
-                        prepared = preparer.window(index)
                     state = self._sample(plan, index, prepared, progress)
                 if first is not None:
                     state = steadied(preparer.plan, index, state, first)
