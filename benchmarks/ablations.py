@@ -91,7 +91,7 @@ SMALL = {  # of the model that is taught; the rest is as the preset says
 }  # fmt: skip
 LATE = 0.95  # of the time at which a stream is asked for: nearly all noise, so that the other tells all
 # Nobody is told the words: what a stream knows of speech it has from the other. Most is learnt near LATE.
-LESSON: dict[str, Any] = {"dropped": 1.0, "carried": 0.0, "no_picture": 0.0, "shift": 20.0}
+LESSON: dict[str, Any] = {"dropped": 1.0, "carried": 0.0, "shift": 20.0}
 MOUTH = 10.0  # times as much as in nano's own lessons the mouth weighs
 
 

@@ -168,6 +168,21 @@ def test_people_differ() -> None:
     assert {one.beard for one in people if one.gender == "woman"} == {"none"}
 
 
+def test_with_less_variety_people_differ_in_what_captions_name() -> None:
+    seeds = range(60)
+    usual, alike = ([sample_identity(np.random.default_rng(s), v) for s in seeds] for v in (1.0, 0.2))
+    for one, other in zip(usual, alike, strict=True):
+        assert one.attributes == other.attributes
+    for name in ("scale", "face_width", "eye_gap", "light"):
+        wide, narrow = (np.array([getattr(one, name) for one in people]) for people in (usual, alike))
+        middle = (narrow - 0.2 * wide) / 0.8
+        assert np.ptp(middle) < 0.2 * np.ptp(wide) and 0.15 < np.std(narrow - middle) / np.std(wide) < 0.25
+    assert len({one.seed for one in alike}) == 1 and len({one.skin for one in alike}) > 20
+
+    still = sample_motion(np.random.default_rng(5), 1, 16, "sad").stiller(0.0)
+    assert not any(getattr(still, name).any() for name in ("yaw", "pitch", "roll", "sway", "gaze", "blink"))
+
+
 def test_colours_are_what_they_are_called() -> None:
     for name, channel in (("red", 0), ("green", 1), ("blue", 2)):
         walls = [

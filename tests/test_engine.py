@@ -15,7 +15,7 @@ from tiny_model import write_tiny_preset
 from uniavgen_cli.data.dataset import sample_clip
 from uniavgen_cli.data.voice import PHONEME_INDEX
 from uniavgen_cli.diffusion.sampler import State
-from uniavgen_cli.engine import provenance
+from uniavgen_cli.engine import provenance, seams
 from uniavgen_cli.engine.conditions import Prepared, moving_span, prepare
 from uniavgen_cli.engine.engine import Engine
 from uniavgen_cli.engine.request import Plan, Request, check
@@ -137,23 +137,49 @@ def test_a_person_from_words_is_painted_first(
     plan = check(Request(task="generate", prompt="a man", speech="Hello.", seed=3), engine.preset)
     plan = replace(plan, preset=engine.preset.model_copy(update={"sampling": sampling}))
     seen: list[tuple[Prepared, State]] = []
-    sample = engine._sample
+    pictures: list[torch.Tensor] = []
+    sample, paint = engine._sample, engine._painted
 
     def watched(plan: Plan, index: int, prepared: Prepared, *rest: Any) -> State:
         seen.append((prepared, sample(plan, index, prepared, *rest)))
         return seen[-1][1]
 
+    def watched_too(*args: Any) -> torch.Tensor:
+        pictures.append(paint(*args))
+        return pictures[-1]
+
     monkeypatch.setattr(engine, "_sample", watched)
+    monkeypatch.setattr(engine, "_painted", watched_too)
     stages: list[str] = []
     engine.run(plan, progress=lambda stage, done, total: stages.append(stage))
-    assert "drafting" in stages and "sampling" in stages
-    (first, painted), (second, state) = seen
-    assert first.given.reference_frame is None and first.given.num_frames == 0
-    assert second.given.num_frames == 1
-    picture = second.given.reference_frame
-    assert picture is not None and torch.equal(picture, painted.video[:, :, :1]) == (evened == 0)
-    for taken in (second.given.video, state.video[:, :, :1]):
+    assert stages.index("painting") < stages.index("sampling")
+    ((prepared, state),), (painted,) = seen, pictures
+    assert painted.shape == (1, state.video.shape[1], 1, *state.video.shape[3:])
+    picture = prepared.given.reference_frame
+    assert picture is not None
+    expected, seen_first = (engine.video_vae.decode(latents)[0] for latents in (painted, picture))
+    assert torch.allclose(seams.evened(expected, evened).clamp(-1, 1), seen_first, atol=0.02)
+    for taken in (prepared.given.video, state.video[:, :, :1]):
         assert taken is not None and torch.equal(taken, picture)
+
+
+def test_a_painted_person_stands_in_the_middle_of_a_picture_of_another_shape(engine: Engine) -> None:
+    preset = engine.preset
+    preset = preset.model_copy(
+        update={
+            "clip": preset.clip.model_copy(update={"closeup": 0.48}),
+            "sampling": preset.sampling.model_copy(update={"person_first": True}),
+        }
+    )
+    side = preset.clip.short_side
+    square, wide = (
+        engine.run(check(Request(task="generate", prompt="a man", seed=3, size=size), preset)).frames
+        for size in ((side, side), (side, side + 64))
+    )
+    assert square.shape[1:3] == (side, side) and wide.shape[1:3] == (side, side + 64)
+    edge = side // 10 + 1
+    assert np.array_equal(wide[:, :, 32 + edge : 32 + side - edge], square[:, :, edge:-edge])
+    assert (wide[:, :, :32] == wide[:1, :, :1]).all()  # beside it its edge goes on
 
 
 def test_face_prior_is_of_the_face_and_off_by_default(engine: Engine, given: Path) -> None:

@@ -264,7 +264,7 @@ def test_ctrl_c_says_how_many_windows_are_kept_and_the_same_command_takes_them_u
     code, out, err = run(*command, "--json")
     assert code == 0, err
     answer = json.loads(out)
-    assert len(calls) == 4 + 2 and len(answer["clips"][0]["windows"]) == 4
+    assert len(calls) == 4 + 3 and len(answer["clips"][0]["windows"]) == 4
     assert answer["seed"] == answer["clips"][0]["seed"]
     assert [path.name for path in Path().iterdir()] == ["a.mp4"]
     with av.open("a.mp4") as container:

@@ -21,7 +21,7 @@ from uniavgen_cli.training.stages import build_stage
 STEPS = 240
 RECIPE = {
     "part": "joint", "data": "latents", "start_from": "", "steps": STEPS, "batch_size": 2, "lr": 0.003,
-    "bf16": False, "dropped": 0.0, "no_picture": 0.0, "carried": 0.0, "odds": {"animate": 1.0},
+    "bf16": False, "picture_share": 0.0, "dropped": 0.0, "carried": 0.0, "odds": {"animate": 1.0},
     "sample_every": 0, "mask_every": 0, "lora_rank": 0, "held_out": 0,
 }  # fmt: skip
 SIZES = {

@@ -174,9 +174,7 @@ def test_a_taught_mask_finds_unseen_faces(world: Path) -> None:
     model = UniAVGen(UniAVGenConfig(**preset.model))
     unseen = joint.ClipBank([other], captions_of(preset))
     before = face_mask_iou(model, unseen).mean()
-    how = joint.JointTraining(
-        steps=160, batch_size=2, bf16=False, no_picture=0.0, carried=0.0, odds={"generate": 1.0}
-    )
+    how = joint.JointTraining(steps=160, batch_size=2, bf16=False, carried=0.0, odds={"generate": 1.0})
     stage = joint.joint_stage(model, joint.ClipBank(taught, captions_of(preset)), how)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     for step in range(160):

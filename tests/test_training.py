@@ -269,7 +269,7 @@ def pictures(tiny: Preset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> c
     monkeypatch.setattr(cache, "PICTURE_SHARD", 4)
     path = weights_folder(tiny) / "video_vae.safetensors"
     source = cache.VAESource(path=path, config=tiny.video_vae, digest="one")
-    assert cache._write_pictures(tmp_path, 3, 0, source, "drawn by a test") == 4
+    assert cache._write_pictures(tmp_path, 3, 0, source, 1.0, "drawn by a test") == 4
     return cache.load_pictures(tmp_path)
 
 
@@ -294,6 +294,16 @@ def test_a_cached_picture_is_what_was_drawn(tiny: Preset, pictures: cache.Cached
         latents = vae.encode(cache.frames_of(drawn[None]))[0, :, 0]
     assert torch.equal(pictures.latents[2], latents.half()) and pictures.captions[2] == caption
     assert len(set(pictures.captions)) > 1
+
+
+def test_first_pictures_are_of_the_commonest_size() -> None:
+    clips = [
+        cache.CachedClip({"latents": torch.full((3, 2, *size), float(i))}, {"caption": f"person {i}"})
+        for i, size in enumerate([(4, 4), (4, 6), (4, 4)])
+    ]
+    shown = cache.first_pictures(clips)
+    assert shown.captions == ["person 0", "person 2"]
+    assert shown.latents.shape == (2, 2, 4, 4) and shown.latents[1].eq(2).all()
 
 
 def test_single_pictures_come_by_their_share_and_teach_the_video_branch(

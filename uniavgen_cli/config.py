@@ -74,9 +74,9 @@ class Sampling(_Section):
     """How a clip is sampled; a guidance of 1 is none, `face_prior` 0 leaves the face mask alone.
 
     Steps are guided from the share `guidance_from` of them up to `guidance_to`: 0 and 1 are all. With
-    `person_first` the first window is sampled twice where nobody gave the person: the first time for the
-    picture, and for the voice of a clip of several windows.
-    Steps between the squares of neighbouring tokens are shared out over `evened` pixels on either side.
+    `person_first` a person of whom there is no picture is painted by the video branch alone, and the voice
+    of a clip of several windows, where nobody gave it, is that of a draft of the first. Steps between the
+    squares of neighbouring tokens are shared out over `evened` pixels on either side.
     """
 
     steps: int = Field(ge=1, le=1000)

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
@@ -72,13 +73,18 @@ def build(
     )
 
 
-def build_pictures(out: Path, *, seed: int, count: int, vae: VAESource, workers: int = 1) -> Iterator[int]:
-    """Draw pictures 0 to `count` of the data set `seed`, in `picture-*.safetensors`, in the same manner."""
-    how = f"seed {seed}, VAE {vae.digest}"
+def build_pictures(
+    out: Path, *, seed: int, count: int, vae: VAESource, variety: float = 1.0, workers: int = 1
+) -> Iterator[int]:
+    """Draw pictures 0 to `count` of the data set `seed`, in `picture-*.safetensors`, in the same manner.
+
+    Their people differ `variety` times as much in what no caption names.
+    """
+    how = f"seed {seed}, variety {variety:g}, VAE {vae.digest}"
     starts = _missing(out, "picture", range(0, count, PICTURE_SHARD), how)
     done = count - len(starts) * PICTURE_SHARD
     yield from _written(
-        out, workers, done, [(_write_pictures, out, seed, start, vae, how) for start in starts]
+        out, workers, done, [(_write_pictures, out, seed, start, vae, variety, how) for start in starts]
     )
 
 
@@ -152,6 +158,14 @@ def load_pictures(out: Path) -> CachedPictures:
     return CachedPictures(torch.cat(latents), captions)
 
 
+def first_pictures(clips: Iterable[CachedClip]) -> CachedPictures:
+    """What clips begin with; of several sizes those of the commonest."""
+    begin = [(clip.tensors["latents"][0], clip.texts["caption"]) for clip in clips]
+    size, _ = Counter(latents.shape for latents, _ in begin).most_common(1)[0]
+    alike = [(latents, caption) for latents, caption in begin if latents.shape == size]
+    return CachedPictures(torch.stack([latents for latents, _ in alike]), [caption for _, caption in alike])
+
+
 def _shard(out: Path, kind: str, start: int) -> Path:
     return out / f"{kind}-{start:06d}.safetensors"
 
@@ -192,10 +206,10 @@ def _write_shard(
     return SHARD
 
 
-def _write_pictures(out: Path, seed: int, start: int, vae: VAESource, how: str) -> int:
+def _write_pictures(out: Path, seed: int, start: int, vae: VAESource, variety: float, how: str) -> int:
     torch.set_num_threads(1)
     codec = VideoVAE.load(vae.path, VideoVAEConfig(**vae.config))  # type: ignore[arg-type]
-    pictures = [sample_picture(seed, index) for index in range(start, start + PICTURE_SHARD)]
+    pictures = [sample_picture(seed, index, variety=variety) for index in range(start, start + PICTURE_SHARD)]
     with torch.inference_mode():
         latents = [codec.encode(frames_of(pixels[None]))[0, :, 0].half() for pixels, _ in pictures]
     path = _shard(out, "picture", start)

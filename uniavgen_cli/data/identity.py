@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -153,19 +154,41 @@ def _pick(rng: np.random.Generator, choices: dict[str, float]) -> str:
     return str(rng.choice(list(choices), p=weights / weights.sum()))
 
 
-def _jitter(rng: np.random.Generator, colour: Colour, amount: float) -> Colour:
-    lightness = rng.normal(0, amount)
-    return tuple(float(np.clip(c + lightness + rng.normal(0, amount * 0.5), 6, 250)) for c in colour)  # type: ignore[return-value]
+class _Near:
+    """Numbers from a generator, `variety` times as far from the middle of what they may be."""
+
+    def __init__(self, rng: np.random.Generator, variety: float) -> None:
+        self.rng, self.variety = rng, variety
+
+    def uniform(self, low: float, high: float) -> float:
+        return self.nearer(self.rng.uniform(low, high), (low + high) / 2)
+
+    def normal(self, mean: float, deviation: float) -> float:
+        return self.nearer(self.rng.normal(mean, deviation), mean)
+
+    def nearer(self, value: float, middle: float) -> float:
+        return float(value if self.variety == 1 else middle + self.variety * (value - middle))
 
 
-def sample_identity(rng: np.random.Generator) -> Identity:
-    """Draw a person at random; the same generator state gives the same person."""
-    u = rng.uniform
+def _jitter(near: _Near, colour: Colour, amount: float) -> Colour:
+    lightness = near.normal(0, amount)
+    return tuple(float(np.clip(c + lightness + near.normal(0, amount * 0.5), 6, 250)) for c in colour)  # type: ignore[return-value]
+
+
+def sample_identity(rng: np.random.Generator, variety: float = 1.0) -> Identity:
+    """Draw a person at random; the same generator state gives the same person.
+
+    With less `variety` (0..1) people differ as much in what a caption can name, and that much less in what
+    none does: measures, shades, place in the picture; below one half all have the same textures and extras.
+    """
+    near = _Near(rng, variety)
+    u = near.uniform
     man = bool(rng.random() < 0.5)
     names, tones = list(SKINS), np.array(list(SKINS.values()))
-    place = u(0, len(names) - 1)
-    low = min(int(place), len(names) - 2)
-    skin = _jitter(rng, mix(tuple(tones[low]), tuple(tones[low + 1]), place - low), 4)
+    place = rng.uniform(0, len(names) - 1)
+    tone = near.nearer(place, round(place))
+    low = min(int(tone), len(names) - 2)
+    skin = _jitter(near, mix(tuple(tones[low]), tuple(tones[low + 1]), tone - low), 4)
     hair_name = _pick(
         rng,
         {
@@ -182,7 +205,7 @@ def sample_identity(rng: np.random.Generator) -> Identity:
             "green": 0.5,
         },
     )
-    hair = _jitter(rng, mix(*HAIRS[hair_name], u(0, 1)), 4)
+    hair = _jitter(near, mix(*HAIRS[hair_name], u(0, 1)), 4)
     if man:
         style = _pick(
             rng, {"bald": 3, "short": 9, "curly": 3, "long": 1.2, "bob": 0.8, "bun": 1, "wavy": 0.6}
@@ -206,7 +229,7 @@ def sample_identity(rng: np.random.Generator) -> Identity:
         str(x) for x in rng.choice(list(COLOURS), 4, replace=False)
     )
     wall = _jitter(
-        rng,
+        near,
         mix(
             COLOURS[wall_name],
             (226, 226, 226),
@@ -220,7 +243,7 @@ def sample_identity(rng: np.random.Generator) -> Identity:
         if kind == "shapes"
         else mix(wall, shade(wall, u(0.45, 0.7)), 0.9)
     )
-    return Identity(
+    who = Identity(
         gender="man" if man else "woman",
         seed=int(rng.integers(2**31)),
         skin_name=names[int(round(place))],
@@ -235,13 +258,13 @@ def sample_identity(rng: np.random.Generator) -> Identity:
         hair_volume=u(0.22, 0.42) if style == "curly" else u(0.08, 0.2),
         hair_length={"bob": u(0.7, 0.95), "curly": u(0.95, 1.35)}.get(style, u(1.5, 2.6)),
         stubble_scalp=bool(rng.random() < 0.6),
-        eye_rgb=_jitter(rng, _EYES[int(rng.integers(2 if place > 4.5 else len(_EYES)))], 8),
+        eye_rgb=_jitter(near, _EYES[int(rng.integers(2 if place > 4.5 else len(_EYES)))], 8),
         eye_gap=u(0.335, 0.385),
         eye_width=u(0.155, 0.185),
         eye_height=u(0.085, 0.112) - 0.012 * man,
         eye_tilt=u(-0.02, 0.035),
         lashes=u(0.018, 0.026) if man else u(0.03, 0.048),
-        eyeshadow=None if man or rng.random() < 0.6 else mix(skin, tuple(u(60, 200, 3)), 0.5),
+        eyeshadow=None if man or rng.random() < 0.6 else mix(skin, tuple(rng.uniform(60, 200, 3)), 0.5),
         brow_rgb=mix(
             shade(hair, 0.7) if hair_name not in ("grey", "white") else shade(hair, 0.75),
             shade(skin, 0.45),
@@ -271,8 +294,8 @@ def sample_identity(rng: np.random.Generator) -> Identity:
         shoulders=u(1.5, 1.8) if man else u(1.25, 1.5),
         collar=_pick(rng, {"crew": 3, "v": 2, "shirt": 3.5, "zip": 1.5, "scoop": 0.3 if man else 2}),
         shirt_name=shirt_name,
-        shirt=_jitter(rng, COLOURS[shirt_name], 10),
-        trim=_jitter(rng, mix(COLOURS[trim_name], (255, 255, 255), 0.3), 8),
+        shirt=_jitter(near, COLOURS[shirt_name], 10),
+        trim=_jitter(near, mix(COLOURS[trim_name], (255, 255, 255), 0.3), 8),
         necklace=_pick(
             rng, {"none": 9, "silver": 0.5} if man else {"none": 5, "gold": 2, "silver": 1.5, "beaded": 1.5}
         ),
@@ -281,6 +304,21 @@ def sample_identity(rng: np.random.Generator) -> Identity:
         background_rgb=wall,
         background_rgb2=other,
         light=float(u(-1, 1)),
-        scale=float(np.clip(rng.normal(0.98, 0.1), 0.72, 1.25)),
-        position=(float(rng.normal(0, 0.05)), float(u(0.49, 0.54))),
+        scale=float(np.clip(near.normal(0.98, 0.1), 0.72, 1.25)),
+        position=(near.normal(0, 0.05), u(0.49, 0.54)),
     )
+    return who if variety >= 0.5 else replace(who, **_usual(who))
+
+
+def _usual(who: Identity) -> dict[str, Any]:
+    """The extras and textures that no caption names, as those who differ little have them."""
+    return {
+        "seed": 0,
+        "fringe_flip": 1,
+        "stubble_scalp": False,
+        "eye_rgb": _EYES[0],
+        "eyeshadow": None,
+        "lip_rgb": mix(who.skin, (176, 60, 60), 0.43 if who.gender == "man" else 0.6),
+        "trim": (200.0, 200.0, 200.0),
+        "background_rgb2": mix(who.background_rgb, shade(who.background_rgb, 0.58), 0.9),
+    }

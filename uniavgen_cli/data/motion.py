@@ -36,6 +36,11 @@ class Motion:
             brow=near_mean(self.brow),
         )
 
+    def stiller(self, variety: float) -> Motion:
+        """Nearer to somebody who looks straight ahead, with open eyes: all turns and lids times `variety`."""
+        tracks = ("yaw", "pitch", "roll", "sway", "blink", "gaze", "brow")
+        return replace(self, **{name: variety * getattr(self, name) for name in tracks})
+
 
 def _drift(rng: np.random.Generator, time: np.ndarray, amount: float, rate_hz: float) -> np.ndarray:
     waves = [

@@ -23,7 +23,7 @@ from uniavgen_cli.media.audio import read_audio
 from uniavgen_cli.media.face import choose_face, detect_faces, face_mask
 from uniavgen_cli.media.image import read_image, resized
 from uniavgen_cli.media.readers import FrameReader, SoundReader, peak_of, spoken_part
-from uniavgen_cli.media.video import iter_frames, read_frames
+from uniavgen_cli.media.video import iter_frames, require_frames
 from uniavgen_cli.models.speech_text import pad_tokens
 from uniavgen_cli.models.uniavgen import Conditions
 from uniavgen_cli.shapes import tokens_of_frames
@@ -59,7 +59,7 @@ class Preparer:
     The captions come first, so that their encoder is out of memory again before anything large is needed.
     Speech text is counted in `vocabulary`, and without one in characters. `gain` is what the given sound was
     multiplied by. `around` (h, w, 3) uint8 is the picture, as it is written, of which the model sees a
-    close-up; None without one. `meet` is for the person where `wants_person` says that nobody gave one.
+    close-up; None without one. `see` and `hear` are for what it `wants_picture` and `wants_voice` of.
     Raises InputError for what can't be read.
     """
 
@@ -94,19 +94,14 @@ class Preparer:
             if reader is not None:
                 reader.close()
 
-    def wants_person(self, *, begun: bool) -> bool:
-        """Somebody is in the clip whose picture nobody gave, or whose voice, where several windows need one.
-
-        Once the clip is `begun` its first window has the picture.
-        """
-        return (self._wants_picture and not begun) or self._wants_voice
-
     @property
-    def _wants_picture(self) -> bool:
+    def wants_picture(self) -> bool:
+        """Somebody is in the clip of whom there is no picture."""
         return self.plan.row.given_video == "first" and self._start is None and self._painted is None
 
     @property
-    def _wants_voice(self) -> bool:
+    def wants_voice(self) -> bool:
+        """Several windows need one voice, and nobody gave it."""
         plan = self.plan
         return self._voice is None and plan.own_voice is not None and plan.row_of(1).given_audio == "part"
 
@@ -116,18 +111,19 @@ class Preparer:
         return self._start[-1] if self.plan.row.given_video == "part" and self._start is not None else None
 
     @torch.inference_mode()
-    def meet(self, draft: State) -> None:
-        """Take the person who is in no file from a draft of the first window: picture, voice or both."""
-        if self._wants_voice:
-            self._voice = _own_voice(self.plan, draft)
-        if self._wants_picture:
-            self._paint(draft.video[:, :, :1])
+    def see(self, painted: Tensor) -> None:
+        """Take the person's picture from one that was painted, latents (1, c, 1, h, w)."""
+        plan = self.plan
+        levels = (self.vae.decode(painted.to(self._device)).float()[0] + 1) * 127.5
+        levels = evened(levels, plan.preset.sampling.evened)
+        picture = levels[:, 0].round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+        if plan.closeup is not None:
+            self.around = plan.closeup.spread(picture)
+        self._painted = self._encode(_as_video(resized(picture, plan.spec.height, plan.spec.width)[None]))
 
-    def _paint(self, latents: Tensor) -> None:
-        self._painted = latents.float().cpu()
-        if reach := self.plan.preset.sampling.evened:
-            picture = self.vae.decode(latents.to(self._device)).float()
-            self._painted = self._encode(evened(picture[0], reach)[None])
+    def hear(self, draft: State) -> None:
+        """Take the person's voice from a draft of the first window."""
+        self._voice = _own_voice(self.plan, draft)
 
     @torch.inference_mode()
     def window(self, index: int, first: State | None = None, before: State | None = None) -> Prepared:
@@ -146,7 +142,7 @@ class Preparer:
             reference_frame = None if given_video is None else given_video[:, :, :1]
         given_audio = self._given_audio(index, before)
         voice = self._voice
-        if index and first is not None and voice is None and plan.row_of(index).given_audio == "part":
+        if index and first is not None and self.wants_voice:
             voice = _own_voice(plan, first)  # beside what was said last: a voice nobody gave stays as well
         reference_audio, reference_ids, reference_text = voice or (None, np.zeros(0, np.int64), "")
 
@@ -254,9 +250,7 @@ class Preparer:
         assert request.video is not None
         height, width = (spec.height, spec.width) if near is None else (near.height, near.width)
         start_s, count = plan.context_start_s, plan.context_frames
-        frames = read_frames(request.video, spec.fps, height, width, start_s=start_s, num_frames=count)
-        if not len(frames):
-            raise InputError(f"{request.video} holds no picture", "give a video that plays")
+        frames = require_frames(request.video, spec.fps, height, width, start_s=start_s, num_frames=count)
         if near is not None:
             self.around = near.around(frames[-1])
             frames = np.stack([near.cut(frame, spec.height) for frame in frames])
@@ -359,10 +353,9 @@ def _reference_voice(plan: Plan, path: Path) -> Voice:
     return mels, ids, text or ""
 
 
-def _own_voice(plan: Plan, first: State) -> Voice | None:
-    """What the first window said, as the voice of those after it; None when it said too little."""
-    if plan.own_voice is None:
-        return None
+def _own_voice(plan: Plan, first: State) -> Voice:
+    """What the first window, or its draft, said: the voice of a plan that has an `own_voice`."""
+    assert plan.own_voice is not None
     spec, (start_s, end_s) = plan.spec, plan.own_voice
     start, end = round(start_s * spec.mel_hz), round(end_s * spec.mel_hz)
     silence = _mels(np.zeros(round(REFERENCE_SILENCE_S * spec.sample_rate), np.float32))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from uniavgen_cli.codecs import CaptionReader, PictureCodec, SoundCodec
 from uniavgen_cli.codecs.load import load_codecs
@@ -28,7 +29,7 @@ from uniavgen_cli.errors import Interrupted, OutOfMemoryError, OutputError, Weig
 from uniavgen_cli.media.limits import lifted
 from uniavgen_cli.media.video import write_animated, write_clip, write_continued, write_dub
 from uniavgen_cli.models.lora import add_lora
-from uniavgen_cli.models.uniavgen import UniAVGen, UniAVGenConfig
+from uniavgen_cli.models.uniavgen import UniAVGen, UniAVGenConfig, VideoStream
 from uniavgen_cli.runtime import Runtime, choose
 
 Progress = Callable[[str, int, int], None]
@@ -273,11 +274,8 @@ class Engine:
         with preparer:
             first, before = (windows[0], windows[len(windows) - 1]) if len(windows) else (None, None)
             missing = range(len(windows), len(plan.windows))
-            drafts = plan.preset.sampling.person_first and preparer.wants_person(begun=first is not None)
-            if missing and drafts:
-                # made again by a run that goes on, to the same bytes
-                with _timed("sampling", timings), memory.apply_mode(self.model, self.mode, device):
-                    preparer.meet(self._sample(plan, 0, preparer.window(0), progress, "drafting"))
+            if missing and plan.preset.sampling.person_first:
+                self._meet(plan, preparer, timings, progress)
             for index in missing:
                 with _timed("encoding", timings):
                     prepared = preparer.window(index, first, before)
@@ -301,6 +299,42 @@ class Engine:
             autocast=self.runtime.autocast,
             device=device,
         )
+
+    def _meet(self, plan: Plan, preparer: Preparer, timings: dict[str, float], progress: Progress) -> None:
+        """Paint whom no file shows, and hear in a draft of the first window whose voice none holds.
+
+        A run that goes on makes both again, to the same bytes.
+        """
+        device = self.runtime.device.value
+        if preparer.wants_picture:
+            with _timed("sampling", timings), memory.apply_mode(self.model, self.mode, device):
+                painted = self._painted(plan, preparer, progress)
+            with _timed("encoding", timings):
+                preparer.see(painted)
+        if preparer.wants_voice:
+            with _timed("encoding", timings):
+                prepared = preparer.window(0)
+            with _timed("sampling", timings), memory.apply_mode(self.model, self.mode, device):
+                preparer.hear(self._sample(plan, 0, prepared, progress, "drafting"))
+
+    def _painted(self, plan: Plan, preparer: Preparer, progress: Progress) -> Tensor:
+        """The person as the caption asks for them, a square by the video branch alone: (1, c, 1, h, w)."""
+        preset, sampling, device = plan.preset, plan.preset.sampling, self.runtime.device.value
+        times = timesteps(plan.request.steps or sampling.steps, sampling.shift)
+        captions = torch.cat((preparer.caption, preparer.no_caption)).to(device)
+
+        def denoise(state: State, time: float) -> State:
+            progress("painting", times.index(time), len(times) - 1)
+            twice = VideoStream(
+                latents=state.video.repeat(2, 1, 1, 1, 1), timesteps=torch.full((2, 1), time, device=device)
+            )
+            asked, unasked = self.model.forward_video(twice, captions).float().chunk(2)
+            return State(torch.lerp(unasked, asked, sampling.video_guidance), state.audio)
+
+        channels, side = self.model.config.video_latent_channels, preset.clip.short_side
+        square = replace(plan.spec, height=side, width=side)
+        start = noise((1, channels, 1, square.latent_height, square.latent_width), (1, 0), plan.request.seed)
+        return sample(State(start.video.to(device), start.audio.to(device)), times, denoise).video
 
     def _sample(
         self, plan: Plan, index: int, prepared: Prepared, progress: Progress, stage: str = "sampling"

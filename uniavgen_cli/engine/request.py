@@ -87,7 +87,7 @@ class Plan:
     out_width: int
     voice: Path | None = None  # whose voice: the one given, or a dubbed video's own
     media: MediaInfo | None = None  # of the given video, or the given sound of `animate`
-    closeup: "CloseUp | None" = None  # of the given picture: what the model sees of it
+    closeup: "CloseUp | None" = None  # of the given or painted picture: what the model sees of it
 
     @property
     def phonemes(self) -> tuple[TimedPhoneme, ...]:
@@ -98,7 +98,7 @@ class Plan:
     def context_start_s(self) -> float:
         """Where in the clip that goes on the model begins to read."""
         assert self.media is not None
-        return max(0.0, self.media.duration_s - self.context_frames / self.spec.fps)
+        return _context_start_s(self.media, self.context_frames, self.spec.fps)
 
     @property
     def duration_s(self) -> float:
@@ -242,7 +242,7 @@ def _planned(request: Request, preset: Preset) -> Plan:
         spoken = fitted(spoken, lead_s, num_frames / fps - lead_s - (0.1 if wanted_s is not None else 0.0))
     height, width = _model_size(request, preset, source)
     out_height, out_width = _written_size(height, width, source, request.size)
-    if closeup := _closeup(request, preset, min(height, width), media, context):
+    if closeup := _closeup(request, preset, (height, width), media, context):
         height = width = min(height, width)
         out_height, out_width = closeup.out_height, closeup.out_width
     spec = ClipSpec(
@@ -289,26 +289,36 @@ def _planned(request: Request, preset: Preset) -> Plan:
     )
 
 
-def _closeup(
-    request: Request, preset: Preset, side: int, media: MediaInfo | None, context: int
-) -> "CloseUp | None":
-    """Of the given picture, or the last of the clip that goes on; None where the exact size is asked for."""
-    if isinstance(request.size, tuple) or not preset.clip.closeup:
-        return None
-    from uniavgen_cli.media.closeup import find_closeup, size_to_look  # OpenCV
-    from uniavgen_cli.media.image import read_image
-    from uniavgen_cli.media.video import read_frames
+def _context_start_s(media: MediaInfo, context: int, fps: float) -> float:
+    return max(0.0, media.duration_s - context / fps)
 
+
+def _closeup(
+    request: Request, preset: Preset, size: tuple[int, int], media: MediaInfo | None, context: int
+) -> "CloseUp | None":
+    """Of the given picture, the last of the clip that goes on, or the one that will be painted.
+
+    None for a given picture where the exact size (height, width) is asked for.
+    """
+    if not preset.clip.closeup:
+        return None
+    from uniavgen_cli.media.closeup import find_closeup, middle_of, size_to_look  # OpenCV
+    from uniavgen_cli.media.image import read_image
+    from uniavgen_cli.media.video import require_frames
+
+    side = min(size)
+    if request.task == "generate" and request.face is None:
+        return middle_of(*size) if preset.sampling.person_first and side < max(size) else None
+    if isinstance(request.size, tuple):
+        return None
     if request.face is not None:
         return find_closeup(read_image(request.face), preset.clip.closeup, side, request.face_index)
     if request.task != "continue":
         return None
     assert request.video is not None and media is not None and media.video is not None
     fps, (height, width) = preset.clip.fps, size_to_look(media.video.height, media.video.width)
-    start_s = max(0.0, media.duration_s - context / fps)
-    frames = read_frames(request.video, fps, height, width, start_s=start_s, num_frames=context)
-    if not len(frames):
-        raise InputError(f"{request.video} holds no picture", "give a video that plays")
+    start_s = _context_start_s(media, context, fps)
+    frames = require_frames(request.video, fps, height, width, start_s=start_s, num_frames=context)
     near = find_closeup(frames[-1], preset.clip.closeup, side, request.face_index)
     # around the face the clip goes on as sharp as it was
     return near and replace(near, scale=1.0, out_height=height, out_width=width)
@@ -318,7 +328,7 @@ def _check_face(plan: Plan) -> None:
     """Raise InputError when the picture that is given, or a given video's first, shows no face."""
     from uniavgen_cli.media.face import detect_faces  # OpenCV: only where it is asked
     from uniavgen_cli.media.image import read_image, resized
-    from uniavgen_cli.media.video import read_frames
+    from uniavgen_cli.media.video import require_frames
 
     request, spec = plan.request, plan.spec
     if plan.closeup is not None:
@@ -327,10 +337,9 @@ def _check_face(plan: Plan) -> None:
         picture = resized(read_image(request.face), spec.height, spec.width)
     elif request.video is not None:
         start_s = plan.context_start_s if request.task == "continue" else 0.0
-        first = read_frames(request.video, spec.fps, spec.height, spec.width, start_s=start_s, num_frames=1)
-        if not len(first):
-            raise InputError(f"{request.video} holds no picture", "give a video that plays")
-        picture = first[0]
+        picture = require_frames(
+            request.video, spec.fps, spec.height, spec.width, start_s=start_s, num_frames=1
+        )[0]
     else:
         return
     if not detect_faces(picture):

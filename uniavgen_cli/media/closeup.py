@@ -41,6 +41,13 @@ class CloseUp:
         square = cv2.copyMakeBorder(part, over, under, before, after, cv2.BORDER_REPLICATE)
         return resized(square, side, side)
 
+    def spread(self, square: np.ndarray) -> np.ndarray:
+        """A picture as it is written of which `square` (s, s, 3) uint8 is the close-up: its edges go on."""
+        assert self.scale == 1
+        under, beside = self.height - self.top - self.side, self.width - self.left - self.side
+        near = resized(square, self.side, self.side)
+        return cv2.copyMakeBorder(near, self.top, under, self.left, beside, cv2.BORDER_REPLICATE)
+
     def around(self, picture: np.ndarray) -> np.ndarray:
         """The picture (h, w, 3) uint8 as it is written, (out_height, out_width, 3)."""
         return resized(picture, self.out_height, self.out_width)
@@ -90,11 +97,11 @@ def find_closeup(picture: np.ndarray, face_share: float, side: int, face_index: 
     low, high = AS_LARGE
     if height == width and low <= tall / short <= high and all(np.less_equal(astray, ASTRAY)):
         return None
-    size = round(tall if tall < short else max(short, tall / high))
+    size = round(max(min(tall, short), tall / high))
     left, top = (round(at - place * size) for at, place in zip(mouth, MOUTH_PLACE, strict=True))
     left = round(np.clip(left, min(0, width - size), max(0, width - size)))  # a face may be beside the middle
-    scale = min(max(side / size, side / short), 1.0, LONGEST / max(height, width))
-    out_height, out_width = (max(2, 2 * round(length * scale / 2)) for length in (height, width))
+    scale = min(side / min(size, short), 1.0, LONGEST / max(height, width))
+    out_height, out_width = _even(height, width, scale)
     return CloseUp(
         height=height,
         width=width,
@@ -107,7 +114,25 @@ def find_closeup(picture: np.ndarray, face_share: float, side: int, face_index: 
     )
 
 
+def middle_of(height: int, width: int) -> CloseUp:
+    """The square in the middle of a picture."""
+    side = min(height, width)
+    return CloseUp(
+        height=height,
+        width=width,
+        left=(width - side) // 2,
+        top=(height - side) // 2,
+        side=side,
+        scale=1.0,
+        out_height=height,
+        out_width=width,
+    )
+
+
 def size_to_look(height: int, width: int) -> tuple[int, int]:
     """The size, of even sides, at which a video's pictures are looked at for their faces."""
-    scale = min(1.0, LONGEST / max(height, width))
+    return _even(height, width, min(1.0, LONGEST / max(height, width)))
+
+
+def _even(height: int, width: int, scale: float) -> tuple[int, int]:
     return max(2, 2 * round(height * scale / 2)), max(2, 2 * round(width * scale / 2))

@@ -100,6 +100,21 @@ def read_frames(
     return np.stack(frames) if frames else np.zeros((0, height, width, 3), dtype=np.uint8)
 
 
+def require_frames(
+    path: str | os.PathLike[str],
+    fps: float,
+    height: int,
+    width: int,
+    start_s: float = 0.0,
+    num_frames: int | None = None,
+) -> np.ndarray:
+    """`read_frames`, at least one of them. Raises InputError for a video that shows none."""
+    frames = read_frames(path, fps, height, width, start_s, num_frames)
+    if not len(frames):
+        raise InputError(f"{path} holds no picture", "give a video that plays")
+    return frames
+
+
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     """The file's own tags, keys in lower case. Raises InputError when it is not media."""
     info = probe(path)

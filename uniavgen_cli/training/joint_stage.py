@@ -50,7 +50,6 @@ class JointTraining:
     audio_alone: bool = False
     dropped: float = 0.1  # share of clips whose caption, or whose speech text, is left out
     carried: float = 0.3  # share of the batches that go on from a window before
-    no_picture: float = 0.5  # share of the joint batches that start from the prompt alone
     mask_weight: float = 0.1  # at the first step; falls to 0 along the run
     shift: float = 3.0  # of the training timesteps, towards noise
     odds: dict[str, float] | None = None  # of the tasks by name; those of the task table when not given
@@ -260,8 +259,7 @@ def _picture_batch(
 ) -> Batch:
     latents = clips.tensors["latents"].float().transpose(1, 2)  # (b, c, F, h, w)
     num_latents, num_tokens = latents.shape[2], made["mel"].shape[1]
-    pictured = row is not TASKS["generate"] or rng.random() >= how.no_picture
-    given_video = {"first": 1, "all": num_latents, "part": 0}[row.given_video] if pictured else 0
+    given_video = {"first": 1, "all": num_latents, "part": 0}[row.given_video]
     given_audio = num_tokens if row.given_audio == "all" else 0
     # a long clip's later windows go on from what was made, and their reference is the clip's first frame
     carried = row is not TASKS["generate"] and rng.random() < how.carried
@@ -272,7 +270,7 @@ def _picture_batch(
     reference = int(rng.integers(num_latents)) if carried else 0
     return {
         "latents": latents,
-        "reference_frame": latents[:, :, reference : reference + 1] if pictured else None,
+        "reference_frame": latents[:, :, reference : reference + 1],
         "given_video": given_video,
         "given_audio": given_audio,
         "face_mask": clips.tensors["face_mask"].float().flatten(2),  # (b, F, n)

@@ -75,6 +75,7 @@ def _joint(
     data: str,
     clips: int = 0,
     pictures: int = 0,
+    variety: float = 1.0,
     liveliness: float = 1.0,
     photographic: float = 0.0,
     workers: int = 1,
@@ -86,16 +87,16 @@ def _joint(
 ) -> Stage:
     """The joint model on the clips in the folder `data`: what `uniavgen prepare` made there, or drawn ones.
 
-    Drawn are `clips` of them, with heads of that `liveliness` and that share framed and lit as
-    photographs are, and as many `pictures`, where they are not yet
-    there. `start_from` is an index of weights, or "installed" for the preset's own. Every `mask_every` steps
-    M is held against the faces of unseen people, the last `held_out` clips of prepared ones, and every
-    `sample_every` steps a clip is made.
+    Drawn are `clips` of them, with heads of that `liveliness` and that share framed and lit as photographs
+    are, and as many `pictures` of people of that `variety`, where they are not yet there; prepared clips'
+    pictures are their first. `start_from` is an index of weights, or "installed" for the preset's own.
+    Every `mask_every` steps M is held against the faces of unseen people, the last `held_out` clips of
+    prepared ones, and every `sample_every` steps a clip is made.
     """
     out = Path(data)
     manifest = read_manifest(out)
     if manifest is not None:
-        how, pictures = {**how, "picture_share": 0.0}, 0
+        pictures = 0
     training = JointTraining(**how)
     with_pictures = not training.audio_alone
     if manifest is not None:
@@ -108,6 +109,7 @@ def _joint(
             training,
             clips=clips,
             pictures=pictures,
+            variety=variety,
             liveliness=liveliness,
             photographic=photographic,
             workers=workers,
@@ -121,8 +123,6 @@ def _joint(
         captions = parts["captions"]
         if recipe.layout == "nano":
             importance = latent_importance(parts["video_vae"])
-        if pictures:
-            picture_bank = PictureBank(cache.load_pictures(out), captions)
     if "vocabulary" in parts:
         indices = partial(_released_indices, parts["vocabulary"])
     cached = cache.load(out, pictures=with_pictures) if clips or manifest is not None else []
@@ -131,6 +131,9 @@ def _joint(
         raise InputError(what, "prepare more videos")
     kept = len(cached) - (held_out if manifest is not None else 0)
     bank = ClipBank(cached[:kept], captions) if cached else None
+    if captions is not None and training.picture_share:
+        shown = cache.first_pictures(cached[:kept]) if manifest is not None else cache.load_pictures(out)
+        picture_bank = PictureBank(shown, captions)
 
     model = _start(recipe, training, start_from)
     watches = []
@@ -163,6 +166,7 @@ def _draw(
     *,
     clips: int,
     pictures: int,
+    variety: float,
     liveliness: float,
     photographic: float,
     workers: int,
@@ -188,7 +192,9 @@ def _draw(
     )
     _follow(drawing, progress, "drawing clips", clips)
     if pictures:
-        drawing = cache.build_pictures(out, seed=seed, count=pictures, vae=vae, workers=workers)
+        drawing = cache.build_pictures(
+            out, seed=seed, count=pictures, vae=vae, variety=variety, workers=workers
+        )
         _follow(drawing, progress, "drawing pictures", pictures)
 
 

@@ -69,7 +69,7 @@ def face_mask_iou(module: nn.Module, bank: ClipBank, device: str = "cpu", batche
     The clips are noisy as in training, and nothing of them is given but the first picture.
     """
     assert isinstance(module, UniAVGen)
-    how = JointTraining(steps=1, batch_size=2, odds={"generate": 1.0}, no_picture=0.0)
+    how = JointTraining(steps=1, batch_size=2, odds={"generate": 1.0})
     stage = joint_stage(module, bank, how)
     found = []
     for step in range(batches):
