@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from own_videos import SIDE, speaker, write_folder, write_speaker
+from own_videos import SIDE, Speaker, speaker, write_folder, write_speaker
 from tiny_model import write_tiny_preset
 
 from uniavgen_cli.cli import main
@@ -21,6 +21,8 @@ from uniavgen_cli.config import load_preset
 from uniavgen_cli.data import cache, footage, prepare, transcripts
 from uniavgen_cli.data import prepared as prepared_folder
 from uniavgen_cli.errors import InputError, OutputError
+from uniavgen_cli.media.closeup import MOUTH, MOUTH_PLACE
+from uniavgen_cli.media.face import detect_faces
 from uniavgen_cli.media.video import write_clip
 from uniavgen_cli.shapes import ClipSpec
 from uniavgen_cli.training.stages import codec_hash
@@ -109,6 +111,28 @@ def test_the_face_and_the_mouth_are_where_they_were_drawn(prepared: Path) -> Non
             torch.minimum(truth, clip[name].float()).sum() / torch.maximum(truth, clip[name].float()).sum()
         )
         assert overlap > {"face_mask": 0.75, "mouth_mask": 0.35}[name], name
+
+
+def test_a_face_anywhere_is_prepared_in_the_place_where_the_commands_see_it(tmp_path: Path) -> None:
+    one = speaker(0)
+    wall = np.repeat(one.frames[:, :, :1], 160, axis=2)
+    wide = Speaker(one.clip, np.concatenate([one.frames, wall], axis=2)[:, 12:-4])
+    write_speaker(tmp_path / "videos" / "wide.mp4", wide)
+    out = tmp_path / "latents"
+    assert main(["prepare", str(tmp_path / "videos"), "-o", str(out), "--quiet"]) == 0
+    (clip,) = clips_by_video(out)["wide"]
+    assert clip.tensors["latents"].shape[-2:] == (8, 8)
+    nano = load_preset("nano")
+    with torch.inference_mode():
+        seen = load_picture_codec(nano).decode(clip.tensors["latents"].float().transpose(0, 1)[None])
+    frame = ((seen[0, :, 0].permute(1, 2, 0) + 1) * 127.5).clamp(0, 255).to(torch.uint8).numpy()
+    (x0, y0, x1, y1), side = detect_faces(frame)[0].box, len(frame)
+    assert (y1 - y0) / side == pytest.approx(nano.clip.closeup, abs=0.06)
+    assert (x0 + x1) / 2 / side == pytest.approx(MOUTH_PLACE[0], abs=0.05)
+    assert ((y0 + y1) / 2 + MOUTH * (y1 - y0)) / side == pytest.approx(MOUTH_PLACE[1], abs=0.05)
+    rows, columns = np.nonzero(clip.tensors["mouth_mask"].float().mean(0).numpy() > 0.3)
+    assert rows.mean() == pytest.approx(8 * MOUTH_PLACE[1] - 0.5, abs=0.7)
+    assert columns.mean() == pytest.approx(8 * MOUTH_PLACE[0] - 0.5, abs=0.7)
 
 
 def test_two_sentences_of_one_speaker_are_each_others_voice(prepared: Path) -> None:

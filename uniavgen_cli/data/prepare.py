@@ -18,6 +18,8 @@ from uniavgen_cli.data.transcripts import Line, Word
 from uniavgen_cli.data.voice import check_sayable, place_phonemes, retime, time_phonemes
 from uniavgen_cli.errors import InputError
 from uniavgen_cli.media.audio import read_audio
+from uniavgen_cli.media.closeup import find_closeup, size_to_look
+from uniavgen_cli.media.image import resized
 from uniavgen_cli.media.probe import MediaInfo, require_video, shown
 from uniavgen_cli.media.video import read_frames
 from uniavgen_cli.shapes import SIZE_MULTIPLE, ClipSpec, fit_size
@@ -197,15 +199,14 @@ def _scene(
             f"the transcript does not fit the speech: {len(heard)} words in {spoken_s:.1f} s of it"
         )
     assert info.video is not None
-    height, width = fit_size(info.video.height, info.video.width, how.short_side)
+    frames, boxes = _seen(info.path, (info.video.height, info.video.width), window, how)
     spec = ClipSpec(
-        num_frames=window.num_frames, height=height, width=width, fps=how.fps, sample_rate=how.sample_rate
+        num_frames=window.num_frames,
+        height=frames.shape[1],
+        width=frames.shape[2],
+        fps=how.fps,
+        sample_rate=how.sample_rate,
     )
-    frames = read_frames(info.path, how.fps, height, width, start_s, window.num_frames)
-    if len(frames) < window.num_frames - 2:
-        raise InputError(f"the picture ends early: {len(frames)} of {window.num_frames} frames")
-    frames = np.concatenate([frames, np.repeat(frames[-1:], window.num_frames - len(frames), axis=0)])
-    boxes = footage.one_face(frames, least_height=SIZE_MULTIPLE)
     first = round(start_s * how.sample_rate)
     samples = sound[first : first + spec.num_samples]
     samples = np.pad(samples, (0, spec.num_samples - len(samples)))
@@ -221,6 +222,27 @@ def _scene(
         caption=line.caption or CAPTION,
         emotion=line.emotion or "neutral",
     )
+
+
+def _seen(
+    path: Path, size: tuple[int, int], window: footage.Window, how: How
+) -> tuple[np.ndarray, np.ndarray]:
+    """A window's frames (n, h, w, 3) as the model sees them, and the boxes (n, 4) of the one face there."""
+    count, (height, width) = window.num_frames, fit_size(*size, how.short_side)
+    high, broad = size_to_look(*size) if how.closeup else (height, width)
+    frames = read_frames(path, how.fps, high, broad, window.start_s, count)
+    if len(frames) < count - 2:
+        raise InputError(f"the picture ends early: {len(frames)} of {count} frames")
+    frames = np.concatenate([frames, np.repeat(frames[-1:], count - len(frames), axis=0)])
+    whole = frames if not how.closeup else np.stack([resized(frame, height, width) for frame in frames])
+    boxes = footage.one_face(whole, least_height=SIZE_MULTIPLE)
+    near = find_closeup(frames[0], how.closeup, how.short_side) if how.closeup else None
+    if near is None:
+        return whole, boxes
+    scale = how.short_side / near.side
+    boxes = boxes * np.tile((broad / width, high / height), 2)
+    boxes = (boxes - np.tile((near.left, near.top), 2)) * scale
+    return np.stack([near.cut(frame, how.short_side) for frame in frames]), boxes
 
 
 def _placed(words: Sequence[Word], window: footage.Window, num_tokens: int) -> np.ndarray:

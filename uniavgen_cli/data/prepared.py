@@ -26,6 +26,9 @@ class How:
     preset: str
     codec: str
     short_side: int
+    closeup: (
+        float  # of a square that a face is seen to take, as in the commands; 0: the whole picture is seen
+    )
     fps: int
     sample_rate: int
     lengths: tuple[int, ...]
@@ -40,6 +43,7 @@ class How:
             preset=preset.name,
             codec=codec,
             short_side=clip.short_side,
+            closeup=clip.closeup,
             fps=clip.fps,
             sample_rate=clip.sample_rate,
             lengths=tuple(sorted(inside | {clip.max_frames})),
