@@ -13,7 +13,7 @@ from uniavgen_cli.data.dataset import sample_clip
 from uniavgen_cli.engine.engine import Engine
 from uniavgen_cli.engine.request import Request, check
 from uniavgen_cli.errors import InputError
-from uniavgen_cli.media.closeup import CloseUp, find_closeup
+from uniavgen_cli.media.closeup import CloseUp, find_closeup, middle_of
 from uniavgen_cli.media.video import read_frames, write_clip
 
 
@@ -40,7 +40,7 @@ SHARE = 0.48  # of a face where nano learnt, as its preset has it
 )
 def test_a_closeup_is_a_square_with_the_mouth_in_its_place(scale: float, x: float, y: float) -> None:
     picture = drawn(scale, x, max(y, 0.2 * scale))
-    near = find_closeup(picture.frames[0], SHARE, 128)
+    near = find_closeup(picture.frames[0], SHARE)
     assert near is not None and (near.height, near.width) == (360, 480)
     x0, y0, x1, y1 = picture.face_boxes[0]
     assert (y1 - y0) / near.side == pytest.approx(SHARE if scale < 1 else 0.64, rel=0.15)
@@ -49,10 +49,6 @@ def test_a_closeup_is_a_square_with_the_mouth_in_its_place(scale: float, x: floa
     assert down / near.side == pytest.approx(0.655, abs=0.05)
     assert across / near.side == pytest.approx(0.5, abs=0.05) or near.left in (0, 480 - near.side)
     assert near.cut(picture.frames[0], 128).shape == (128, 128, 3)
-    # the close-up keeps its pixels: the picture is written as large as that takes
-    if near.side <= 360:
-        assert near.out_width / 480 * near.side == pytest.approx(128, abs=2)
-    assert near.out_width / near.out_height == pytest.approx(480 / 360, rel=0.02)
 
 
 def test_what_lies_beyond_the_picture_is_its_edge() -> None:
@@ -63,28 +59,41 @@ def test_what_lies_beyond_the_picture_is_its_edge() -> None:
     cut = near.cut(picture, 200)
     assert (cut[:50] == 40).all() and (cut[150:] == 139).all()
     assert np.array_equal(cut[50:150, 60], picture[:, 0])
-    assert np.array_equal(near.laid(cut[None], picture)[0], picture)
+    assert np.array_equal(near.laid(cut[None], picture, cut)[0], picture)
 
 
-def test_a_face_in_its_place_and_none_have_no_closeup() -> None:
+@pytest.mark.parametrize(
+    ("height", "width", "side", "size", "written"),
+    [
+        (360, 480, 300, None, (360, 480)),  # no larger than it is
+        (160, 192, 96, None, (160, 192)),
+        (1000, 2000, 900, None, (426, 854)),  # three times 128 for the close-up
+        (1000, 4000, 200, None, (256, 1024)),  # the long side
+        (360, 480, 300, 128, (128, 170)),
+        (160, 192, 96, 320, (320, 384)),
+    ],
+)
+def test_what_is_written_is_as_large_as_it_is_worth_or_as_asked(
+    height: int, width: int, side: int, size: int | None, written: tuple[int, int]
+) -> None:
+    near = replace(middle_of(height, width), side=side).written(128, size)
+    assert (near.out_height, near.out_width) == written
+    assert near.around(np.zeros((height, width, 3), np.uint8)).shape[:2] == written
+
+
+def test_a_face_in_its_place_has_all_of_its_square_and_none_has_no_closeup() -> None:
     usual = sample_clip(5, 0, lengths=(49,), sizes=((128, 128),)).draw().frames[0]
-    assert find_closeup(usual, SHARE, 128) is None
+    assert find_closeup(usual, SHARE) == middle_of(128, 128)
     wide = cv2.copyMakeBorder(usual, 0, 0, 0, 40, cv2.BORDER_REPLICATE)
-    near = find_closeup(wide, SHARE, 128)
+    near = find_closeup(wide, SHARE)
     assert near is not None and near.side == pytest.approx(128, rel=0.2)
-    assert find_closeup(np.full((300, 400, 3), 90, np.uint8), SHARE, 128) is None
+    assert find_closeup(np.full((300, 400, 3), 90, np.uint8), SHARE) is None
     rng = np.random.default_rng(10)  # clouds in which the detector sees half a face
     clouds = sum(cv2.resize(rng.normal(size=(k, k, 3)), (480, 360)) for k in (4, 8, 16, 32, 64))
     picture = np.clip(127 + 40 * clouds, 0, 255).astype(np.uint8)
-    assert find_closeup(picture, SHARE, 128) is None
+    assert find_closeup(picture, SHARE) is None
     with pytest.raises(InputError, match="no face number 3"):
-        find_closeup(drawn(0.4).frames[0], SHARE, 128, face_index=3)
-
-
-def test_a_small_picture_is_not_written_larger_than_it_is() -> None:
-    near = find_closeup(drawn(0.6, height=160, width=192).frames[0], SHARE, 128)
-    assert near is not None and near.side < 128
-    assert (near.out_height, near.out_width) == (160, 192)
+        find_closeup(drawn(0.4).frames[0], SHARE, face_index=3)
 
 
 def test_what_was_cut_out_is_laid_back_where_it_was() -> None:
@@ -94,8 +103,8 @@ def test_what_was_cut_out_is_laid_back_where_it_was() -> None:
     )
     cut = near.cut(picture, 128)
     assert cut.shape == (128, 128, 3)
-    assert np.array_equal(near.laid(cut[None], picture)[0], picture)
-    black = near.laid(np.zeros((2, 128, 128, 3), np.uint8), picture)
+    assert np.array_equal(near.laid(cut[None], picture, cut)[0], picture)
+    black = near.laid(np.zeros((2, 128, 128, 3), np.uint8), picture, cut)
     assert black.shape == (2, 360, 480, 3)
     assert not black[:, 80:160, 120:200].any()  # the middle
     outside = np.ones((360, 480), bool)
@@ -108,8 +117,21 @@ def test_what_was_cut_out_is_laid_back_where_it_was() -> None:
 def test_a_closeup_at_the_pictures_edge_has_no_seam_there() -> None:
     picture = np.full((200, 300, 3), 200, np.uint8)
     near = CloseUp(height=200, width=300, left=0, top=72, side=128, scale=1.0, out_height=200, out_width=300)
-    laid = near.laid(np.zeros((1, 128, 128, 3), np.uint8), picture)[0]
+    laid = near.laid(np.zeros((1, 128, 128, 3), np.uint8), picture, near.cut(picture, 128))[0]
     assert not laid[120:, 0].any() and laid[72, 64].any()
+
+
+def test_what_has_not_moved_stays_as_sharp_as_it_was() -> None:
+    rng = np.random.default_rng(4)
+    picture = rng.integers(60, 200, (256, 256, 3)).astype(np.uint8)
+    near = middle_of(256, 256)
+    still = near.cut(picture, 64)
+    moved = still.copy()
+    moved[40:50, 20:44] = 20
+    moved[:8] += 3  # less than a change
+    laid = near.laid(moved[None], picture, still)[0].astype(int)
+    assert np.abs(laid[:128] - picture[:128]).max() <= 6
+    assert np.abs(laid[170:190, 100:156] - 20).max() <= 8
 
 
 def test_the_small_face_moves_and_nothing_else(tmp_path: Path) -> None:
@@ -121,7 +143,10 @@ def test_the_small_face_moves_and_nothing_else(tmp_path: Path) -> None:
     preset = load_preset("nano")
     plan = check(spoken, preset)
     assert plan.closeup is not None and (plan.spec.height, plan.spec.width) == (128, 128)
-    assert check(replace(spoken, size=(128, 160)), preset).closeup is None
+    exact = check(replace(spoken, size=(128, 160)), preset)
+    assert exact.closeup is not None and (exact.out_height, exact.out_width) == (128, 160)
+    double = check(replace(spoken, size=256), preset)
+    assert (double.out_height, double.spec.height) == (256, 128)
     assert check(spoken, load_preset("nano", ["clip.closeup=0"])).closeup is None
 
     Engine.from_preset(preset).run(plan).save(out)

@@ -236,7 +236,7 @@ def _seen(
     frames = np.concatenate([frames, np.repeat(frames[-1:], count - len(frames), axis=0)])
     whole = frames if not how.closeup else np.stack([resized(frame, height, width) for frame in frames])
     boxes = footage.one_face(whole, least_height=SIZE_MULTIPLE)
-    near = find_closeup(frames[0], how.closeup, how.short_side) if how.closeup else None
+    near = find_closeup(frames[0], how.closeup) if how.closeup else None
     if near is None:
         return whole, boxes
     scale = how.short_side / near.side

@@ -244,6 +244,7 @@ class Preparer:
                 return None
             picture = read_image(request.face)
             if near is not None:
+                picture = resized(picture, near.height, near.width)  # where the exact size is asked for
                 self.around = near.around(picture)
                 return near.cut(picture, spec.height)[None]
             return resized(picture, spec.height, spec.width)[None]

@@ -133,11 +133,17 @@ class Reel:
             latents = self._windows[0].video[:, :, :1].to(self._device)
             return (self._video_vae.decode(latents)[0, :, 0].float() + 1) * 127.5
 
+    @cached_property
+    def _still(self) -> np.ndarray:
+        """What the model saw of the given picture, (h, w, 3) uint8."""
+        levels = self._first if self._last_given is None else self._last_given
+        return levels.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+
     def _at_written_size(self, frames: np.ndarray) -> np.ndarray:
         plan = self.plan
         if plan.closeup is not None:
             assert self._around is not None
-            return plan.closeup.laid(frames, self._around)
+            return plan.closeup.laid(frames, self._around, self._still)
         if frames.shape[1:3] == (plan.out_height, plan.out_width):
             return frames
         size = (plan.out_width, plan.out_height)

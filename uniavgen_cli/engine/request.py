@@ -243,7 +243,7 @@ def _planned(request: Request, preset: Preset) -> Plan:
     height, width = _model_size(request, preset, source)
     out_height, out_width = _written_size(height, width, source, request.size)
     if closeup := _closeup(request, preset, (height, width), media, context):
-        height = width = min(height, width)
+        height = width = preset.clip.short_side
         out_height, out_width = closeup.out_height, closeup.out_width
     spec = ClipSpec(
         num_frames=preset.clip.max_frames,
@@ -296,32 +296,33 @@ def _context_start_s(media: MediaInfo, context: int, fps: float) -> float:
 def _closeup(
     request: Request, preset: Preset, size: tuple[int, int], media: MediaInfo | None, context: int
 ) -> "CloseUp | None":
-    """Of the given picture, the last of the clip that goes on, or the one that will be painted.
-
-    None for a given picture where the exact size (height, width) is asked for.
+    """Of the given picture, the last of the clip that goes on, or the one that will be painted; None without
+    a face. `size` (height, width) is what the model would see without it.
     """
     if not preset.clip.closeup:
         return None
     from uniavgen_cli.media.closeup import find_closeup, middle_of, size_to_look  # OpenCV
-    from uniavgen_cli.media.image import read_image
+    from uniavgen_cli.media.image import read_image, resized
     from uniavgen_cli.media.video import require_frames
 
-    side = min(size)
+    side = preset.clip.short_side
+    exact = request.size if isinstance(request.size, tuple) else None
     if request.task == "generate" and request.face is None:
-        return middle_of(*size) if preset.sampling.person_first and side < max(size) else None
-    if isinstance(request.size, tuple):
-        return None
+        return middle_of(*size) if preset.sampling.person_first and size != (side, side) else None
     if request.face is not None:
-        return find_closeup(read_image(request.face), preset.clip.closeup, side, request.face_index)
-    if request.task != "continue":
+        picture = read_image(request.face)
+        picture = resized(picture, *exact) if exact else picture
+    elif request.task == "continue":
+        assert request.video is not None and media is not None and media.video is not None
+        height, width = exact or size_to_look(media.video.height, media.video.width)
+        fps, start_s = preset.clip.fps, _context_start_s(media, context, preset.clip.fps)
+        picture = require_frames(request.video, fps, height, width, start_s=start_s, num_frames=context)[-1]
+    else:
         return None
-    assert request.video is not None and media is not None and media.video is not None
-    fps, (height, width) = preset.clip.fps, size_to_look(media.video.height, media.video.width)
-    start_s = _context_start_s(media, context, fps)
-    frames = require_frames(request.video, fps, height, width, start_s=start_s, num_frames=context)
-    near = find_closeup(frames[-1], preset.clip.closeup, side, request.face_index)
-    # around the face the clip goes on as sharp as it was
-    return near and replace(near, scale=1.0, out_height=height, out_width=width)
+    near = find_closeup(picture, preset.clip.closeup, request.face_index)
+    if near is None or isinstance(request.size, tuple) or request.task == "continue":
+        return near  # a clip goes on as large as it was
+    return near.written(side, request.size)
 
 
 def _check_face(plan: Plan) -> None:

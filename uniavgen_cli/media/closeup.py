@@ -1,6 +1,6 @@
 """A given picture is seen with its face where the model learnt faces to be; what it makes is laid back."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -15,6 +15,8 @@ AS_LARGE = (0.8, 1.35)  # of the usual height a face may have
 SURE_SCORE = 0.7  # of the face: what is less may be a leaf, and is not worth leaving the picture for
 SEAM = 0.1  # of the side over which the close-up goes over into the picture around it
 LONGEST = 1024  # pixels of the written picture's long side
+LARGER = 3  # times the model's square, at most, that its place in the written picture is
+STILL, MOVED = 6.0, 18.0  # levels of change: up to the one the given picture stays, from the other it doesn't
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,18 +54,32 @@ class CloseUp:
         """The picture (h, w, 3) uint8 as it is written, (out_height, out_width, 3)."""
         return resized(picture, self.out_height, self.out_width)
 
-    def laid(self, frames: np.ndarray, around: np.ndarray) -> np.ndarray:
-        """Close-ups (n, s, s, 3) uint8 in their place in what is `around` them, n pictures of its size."""
+    def written(self, side: int, size: int | None) -> "CloseUp":
+        """The same with the short side of what is written `size` pixels, or as large as the picture is: no
+        larger than three times what a model makes that sees squares of `side`, and 1024 on the long side.
+        """
+        short, long = min(self.height, self.width), max(self.height, self.width)
+        scale = size / short if size else min(LARGER * side / min(self.side, short), 1.0, LONGEST / long)
+        out_height, out_width = _even(self.height, self.width, scale)
+        return replace(self, scale=scale, out_height=out_height, out_width=out_width)
+
+    def laid(self, frames: np.ndarray, around: np.ndarray, still: np.ndarray) -> np.ndarray:
+        """Close-ups (n, s, s, 3) uint8 in their place in what is `around` them, n pictures of its size.
+
+        Where they are as `still` (s, s, 3) uint8, what the model saw of that, they are as sharp as it is.
+        """
         left, top, side = (round(pixels * self.scale) for pixels in (self.left, self.top, self.side))
         rows = slice(max(0, top), min(self.out_height, top + side))
         columns = slice(max(0, left), min(self.out_width, left + side))
         seen = slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left)
         share = self._shares(side, left, top)[seen]
         place = around[rows, columns].astype(np.float32)
+        unseen = place - resized(still, side, side)[seen]
         laid = np.repeat(around[None], len(frames), axis=0)
         for frame, whole in zip(frames, laid, strict=True):
             near = resized(frame, side, side)[seen].astype(np.float32)
-            whole[rows, columns] = np.rint(place + share * (near - place))
+            near += _kept(frame, still, side)[seen] * unseen
+            whole[rows, columns] = np.rint(np.clip(place + share * (near - place), 0, 255))
         return laid
 
     def _shares(self, side: int, left: int, top: int) -> np.ndarray:
@@ -75,12 +91,18 @@ class CloseUp:
         return np.outer(down, across)[:, :, None]
 
 
-def find_closeup(picture: np.ndarray, face_share: float, side: int, face_index: int = 0) -> CloseUp | None:
+def _kept(frame: np.ndarray, still: np.ndarray, side: int) -> np.ndarray:
+    """Where a frame (s, s, 3) is as the still one: shares (side, side, 1), 0 where it has moved."""
+    change = np.abs(frame.astype(np.float32) - still).max(axis=-1)
+    change = cv2.GaussianBlur(cv2.dilate(change, np.ones((3, 3))), (0, 0), 1.5)
+    kept = np.clip((MOVED - change) / (MOVED - STILL), 0, 1)
+    return cv2.resize(kept, (side, side), interpolation=cv2.INTER_LINEAR)[:, :, None]
+
+
+def find_closeup(picture: np.ndarray, face_share: float, face_index: int = 0) -> CloseUp | None:
     """The square of the picture (h, w, 3) uint8 in which a face has `face_share` of the height, in its place.
 
-    None for a square picture whose face is about there already, and without a face that is surely one. The
-    written picture is as large as leaves the close-up at `side` pixels: its short side has `side` or more,
-    but no more than the picture's, and its long side 1024 at most.
+    The whole of a square picture whose face is about there; None without a face that is surely one.
     """
     height, width = picture.shape[:2]
     short = min(height, width)
@@ -96,22 +118,11 @@ def find_closeup(picture: np.ndarray, face_share: float, side: int, face_index: 
     astray = [abs(at / short - place) for at, place in zip(mouth, MOUTH_PLACE, strict=True)]
     low, high = AS_LARGE
     if height == width and low <= tall / short <= high and all(np.less_equal(astray, ASTRAY)):
-        return None
+        return middle_of(height, width)
     size = round(max(min(tall, short), tall / high))
     left, top = (round(at - place * size) for at, place in zip(mouth, MOUTH_PLACE, strict=True))
     left = round(np.clip(left, min(0, width - size), max(0, width - size)))  # a face may be beside the middle
-    scale = min(side / min(size, short), 1.0, LONGEST / max(height, width))
-    out_height, out_width = _even(height, width, scale)
-    return CloseUp(
-        height=height,
-        width=width,
-        left=left,
-        top=top,
-        side=size,
-        scale=scale,
-        out_height=out_height,
-        out_width=out_width,
-    )
+    return replace(middle_of(height, width), left=left, top=top, side=size)
 
 
 def middle_of(height: int, width: int) -> CloseUp:
