@@ -11,6 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from uniavgen_cli.codecs.caption import UNKNOWN, CaptionConfig, CaptionEncoder, split_words
+from uniavgen_cli.data import captions
+from uniavgen_cli.data.avatar import EMOTIONS
 from uniavgen_cli.errors import WeightsError
 from uniavgen_cli.training import caption_stage, trainer
 
@@ -38,6 +40,14 @@ def encoder() -> CaptionEncoder:
 )
 def test_words(caption: str, words: list[str]) -> None:
     assert split_words(caption) == words
+
+
+@pytest.mark.parametrize("emotion", EMOTIONS)
+def test_the_emotion_asked_for_is_read_from_the_words(emotion: str) -> None:
+    for phrase in captions._EMOTIONS[emotion]:
+        assert captions.emotion_named(f"A man, {phrase}, in front of a wall") == emotion
+    assert captions.emotion_named("a shocking pink hair, crystal earrings, saddle brown wall") == "neutral"
+    assert captions.emotion_named("a happy man beside a sad one") == "neutral"
 
 
 def test_states_end_with_the_words(encoder: CaptionEncoder) -> None:

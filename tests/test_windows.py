@@ -83,6 +83,11 @@ def test_words_have_the_times_of_their_phonemes() -> None:
     assert pause.start_s < comma.start_s <= pause.end_s + 0.05
 
 
+def test_an_emotion_has_its_pace() -> None:
+    lasts = {emotion: time_text(TEXT, emotion=emotion).end_s for emotion in ("sad", "neutral", "angry")}
+    assert lasts["sad"] > 1.1 * lasts["neutral"] > 1.15 * lasts["angry"]
+
+
 def test_a_text_is_shared_out_whole_and_in_order() -> None:
     speech = fitted(time_text(TEXT), 0.15, 60.0)
     borders = [0.0, 2.5, 5.0, 7.5, 10.0, 30.0]

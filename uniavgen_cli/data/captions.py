@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
 
-from uniavgen_cli.data.avatar import Identity
+from uniavgen_cli.data.identity import Identity
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,14 @@ _EMOTIONS = {
     "surprised": ("surprised", "looking surprised", "astonished", "with raised eyebrows, surprised"),
     "afraid": ("afraid", "scared", "looking frightened", "fearful", "with a scared face"),
     "disgusted": ("disgusted", "looking disgusted", "with a disgusted face"),
+}
+_FELT = {  # words that ask for an emotion
+    "happy": "happy|happily|smiles?|smiling|cheerful|cheerfully|grins?|grinning|laughs?|laughing|joyful|glad",
+    "sad": "sad|sadly|unhappy|unhappily|gloomy|sorrowful|crying|weeping|depressed",
+    "angry": "angry|angrily|furious|furiously|frowns?|frowning|annoyed|enraged",
+    "surprised": "surprised|astonished|amazed|shocked",
+    "afraid": "afraid|scared|frightened|fearful|fearfully|terrified",
+    "disgusted": "disgusted",
 }
 _BACKGROUNDS = {
     "plain": (
@@ -221,6 +230,12 @@ def describe(identity: Identity, emotion: str, rng: np.random.Generator) -> Capt
     if told(0.4 if emotion == "neutral" else 0.85, emotion=emotion):
         feeling = _one(rng, _EMOTIONS[emotion])
     return Caption(_sentence(rng, noun, before, having, wearing, feeling, place), named)
+
+
+def emotion_named(text: str) -> str:
+    """The emotion that words ask for; "neutral" where they name none, or several."""
+    named = {emotion for emotion, words in _FELT.items() if re.search(rf"\b({words})\b", text.lower())}
+    return named.pop() if len(named) == 1 else "neutral"
 
 
 def _one_article(phrase: str) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from uniavgen_cli.codecs.speech_tokens import language_of
 from uniavgen_cli.config import Preset
+from uniavgen_cli.data.captions import emotion_named
 from uniavgen_cli.data.voice import TimedPhoneme, check_sayable
 from uniavgen_cli.engine.speech import Speech, fitted, joined, time_text
 from uniavgen_cli.engine.tasks import Task, following_row, task_row
@@ -224,7 +225,7 @@ def _planned(request: Request, preset: Preset) -> Plan:
             wanted_s = request.duration_s
 
     fps = preset.clip.fps
-    spoken = Speech() if lines else time_text(speech, language)
+    spoken = Speech() if lines else time_text(speech, language, emotion_named(caption))
     if wanted_s is None:
         added_s = LEAD_S + spoken.end_s + TAIL_S if speech else SILENT_S
         num_frames = context + frames_of_seconds(added_s, fps)

@@ -108,14 +108,14 @@ def joined(parts: Sequence[Speech]) -> Speech:
     return Speech(text=text, words=tuple(words), phonemes=tuple(phonemes))
 
 
-def time_text(text: str, language: str = "en") -> Speech:
-    """A text at an easy pace from 0 on. Raises InputError when nothing in it can be said."""
+def time_text(text: str, language: str = "en", emotion: str = "neutral") -> Speech:
+    """A text at an emotion's easy pace from 0 on. Raises InputError when nothing in it can be said."""
     text = " ".join(text.split())
     if not text:
         return Speech()
     if language != "en":
         return Speech(text=text, words=_chinese_words(text))
-    phonemes, events = time_speech(text)
+    phonemes, events = time_speech(text, emotion=emotion)
     places = [match.start() for match in re.finditer(r"\S+", text)]
     starts: dict[int, float] = {}  # of words that have a time of their own; the others are said with them
     for place, start_s in events:
