@@ -178,7 +178,8 @@ def test_a_painted_person_stands_in_the_middle_of_a_picture_of_another_shape(eng
     )
     assert square.shape[1:3] == (side, side) and wide.shape[1:3] == (side, side + 64)
     edge = side // 10 + 1
-    assert np.array_equal(wide[:, :, 32 + edge : 32 + side - edge], square[:, :, edge:-edge])
+    middle = wide[:, :, 32 + edge : 32 + side - edge].astype(int)
+    assert np.abs(middle - square[:, :, edge:-edge]).max() <= 2
     assert (wide[:, :, :32] == wide[:1, :, :1]).all()  # beside it its edge goes on
 
 

@@ -22,7 +22,7 @@ from uniavgen_cli.engine import engine as engine_module
 from uniavgen_cli.engine.conditions import Prepared, Preparer
 from uniavgen_cli.engine.drift import loudness
 from uniavgen_cli.engine.engine import Clip, Engine
-from uniavgen_cli.engine.reel import _quietest, _same_level, joined
+from uniavgen_cli.engine.reel import _quietest, _same_level, detailed, joined
 from uniavgen_cli.engine.request import Plan, Request, check
 from uniavgen_cli.errors import OutputError
 from uniavgen_cli.media.probe import probe
@@ -321,17 +321,24 @@ def test_a_full_disk_keeps_the_windows_that_are_whole(engine: Engine, given: Pat
 
 
 def test_a_clip_goes_on_without_a_jump() -> None:
-    """Details the codec lost fade out over a second; of what jumps, two frames take a part back."""
+    """Of what jumps, two frames take a part back."""
     given = torch.rand(3, 8, 8) * 255
-    lost = torch.randn(3, 8, 8) * 4
-    seen = (given - lost)[:, None].repeat(1, 21, 1, 1)  # as it is decoded, and standing still
-    still = joined(seen, given, fps=16)
-    assert still.shape == (3, 20, 8, 8) and torch.allclose(still[:, 0], given, atol=1e-3)
-    assert torch.allclose(still[:, 8], given - lost / 2, atol=1e-3)
-    assert torch.allclose(still[:, 17:], (given - lost)[:, None], atol=1e-3)
+    steps = (joined((given + 10)[:, None].repeat(1, 20, 1, 1), given) - given[:, None]).mean((0, 2, 3))
+    assert steps[:4].tolist() == pytest.approx([6, 8, 10, 10], abs=0.3)
+    assert joined(given[:, None], given).shape == (3, 1, 8, 8)
 
-    seen[:, 1:] += 10  # a jump that no codec made
-    steps = (joined(seen, given, fps=16) - given[:, None])[:, :4].mean((0, 2, 3))
-    assert steps.tolist() == pytest.approx([6, 8, 10, 10], abs=0.3)
-    one = joined(seen[:, :2], given, fps=16)
-    assert one.shape == (3, 1, 8, 8)
+
+def test_a_clip_goes_on_as_sharp_as_it_was_where_nothing_moves() -> None:
+    """Elsewhere the details that the codec lost fade out."""
+    given = torch.rand(3, 32, 32) * 255
+    lost = torch.randn(3, 32, 32) * 4
+    seen = (given - lost)[:, None].repeat(1, 20, 1, 1)  # as it is decoded, and standing still
+    assert torch.allclose(detailed(seen, given, given - lost, 16), given[:, None], atol=1e-3)
+
+    seen[:, :, :16] += 60
+    made = detailed(seen, given, given - lost, 16)
+    assert torch.allclose(made[:, :, 24:], given[:, None, 24:], atol=1e-3)
+    assert torch.allclose(made[:, 0, :8], given[:, :8] + 60, atol=1e-3)
+    assert torch.allclose(made[:, 8, :8], given[:, :8] + 60 - lost[:, :8] / 2, atol=1e-3)
+    for later in (made[:, 17:], detailed(seen, given, given - lost, 0)[:, 1:]):
+        assert torch.allclose(later[:, :, :8], (given - lost)[:, None, :8] + 60, atol=1e-3)

@@ -18,6 +18,7 @@ from uniavgen_cli.engine.request import Plan
 from uniavgen_cli.engine.seams import evened
 from uniavgen_cli.engine.steady import LOUDER_DB
 from uniavgen_cli.engine.store import Store
+from uniavgen_cli.media.closeup import stayed
 from uniavgen_cli.media.readers import FrameReader
 from uniavgen_cli.shapes import tokens_of_frames
 
@@ -25,7 +26,7 @@ FADE = 240  # samples over which one window's sound gives way to the next
 EDGE_TOKENS = 12  # at a window's start and end: its sound there doesn't know what is beyond
 SAME_LEVEL = 0.06  # half a dB
 HEARD = 1e-5  # mean square of a sound that is not silence
-DETAIL_S = 1.0  # over which the details of the last given picture give way to the codec's
+DETAIL_S = 1.0  # over which the details of the last given picture give way where something moves
 JUMP_SHARES = (0.4, 0.2)  # of a jump where a clip goes on, that its first frames take back
 ROOM_LUFS = -45.0  # what is quieter says nothing
 QUIET_HOPS = 3  # 10 ms each: a seam is put where so long is quietest
@@ -108,17 +109,21 @@ class Reel:
     def _frames_of(self, index: int) -> np.ndarray:
         """The frames that a window adds, (n, h, w, 3) uint8."""
         window = self.plan.windows[index]
-        given = self._last_given if index == 0 else None
-        begin = window.kept if given is None else window.kept - 1
+        levels = self._evened(self._decoded(index)[:, window.kept : window.end - window.start])
+        if self._last_given is not None:
+            fading_s = DETAIL_S if index == 0 else 0.0
+            levels = detailed(
+                levels, self._last_given, self._last_decoded, round(fading_s * self.plan.spec.fps)
+            )
+            if index == 0:
+                levels = joined(levels, self._last_given)
+        return self._at_written_size(_pixels(levels))
+
+    def _decoded(self, index: int) -> Tensor:
+        """All frames of a window as levels of 0 to 255, (c, n, h, w)."""
         with self._autocast():
             latents = self._windows[index].video.to(self._device)
-            video = self._video_vae.decode(latents)[0, :, begin : window.end - window.start]
-        levels = self._evened((video.float() + 1) * 127.5)
-        if given is not None:
-            levels = joined(levels, given, self.plan.spec.fps)
-        pixels = levels.round().clamp(0, 255).to(torch.uint8)
-        frames = pixels.permute(1, 2, 3, 0).cpu().numpy()  # c f h w -> f h w c
-        return self._at_written_size(frames)
+            return (self._video_vae.decode(latents)[0].float() + 1) * 127.5
 
     def _evened(self, levels: Tensor) -> Tensor:
         reach = self.plan.preset.sampling.evened
@@ -134,10 +139,16 @@ class Reel:
             return (self._video_vae.decode(latents)[0, :, 0].float() + 1) * 127.5
 
     @cached_property
+    def _last_decoded(self) -> Tensor:
+        """The last given picture of a clip that goes on as the codec has it, levels (c, h, w)."""
+        kept = self.plan.windows[0].kept
+        return self._evened(self._decoded(0)[:, kept - 1 : kept])[:, 0]
+
+    @cached_property
     def _still(self) -> np.ndarray:
         """What the model saw of the given picture, (h, w, 3) uint8."""
         levels = self._first if self._last_given is None else self._last_given
-        return levels.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+        return _pixels(levels[:, None])[0]
 
     def _at_written_size(self, frames: np.ndarray) -> np.ndarray:
         plan = self.plan
@@ -197,16 +208,28 @@ class Reel:
         yield np.pad(sound, (0, max(0, last - begin - len(sound))))[at - begin : last - begin]
 
 
-def joined(levels: Tensor, given: Tensor, fps: float) -> Tensor:
-    """New frames (c, n, h, w) that go on from the given one (c, h, w) without a jump; levels of 0 to 255.
+def _pixels(levels: Tensor) -> np.ndarray:
+    """Levels (c, n, h, w) as frames (n, h, w, c) uint8."""
+    return levels.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()
 
-    `levels` (c, 1 + n, h, w) begin with the given frame as it is decoded. What the codec lost of it, the new
-    frames lack as well, so it is laid over them for a second, less and less; of the jump that is left the
-    first two frames take a part each.
+
+def detailed(levels: Tensor, given: Tensor, decoded: Tensor, fading: int) -> Tensor:
+    """New frames (c, n, h, w), levels of 0 to 255, with what the codec lost of the given one (c, h, w).
+
+    They lack it as the given one does as it is `decoded`. Where nothing has moved since it is laid over them,
+    and elsewhere over the first `fading` of them, less and less.
     """
-    lost, new = given - levels[:, 0], levels[:, 1:].clone()
-    fading = torch.linspace(1, 0, round(fps * DETAIL_S) + 1, device=new.device)[: new.shape[1]]
-    new[:, : len(fading)] += lost[:, None] * fading[:, None, None]
+    still = decoded.permute(1, 2, 0).cpu().numpy()
+    stays = np.stack([stayed(frame, still) for frame in levels.permute(1, 2, 3, 0).cpu().numpy()])
+    shares = torch.from_numpy(stays).to(levels)
+    fades = torch.linspace(1, 0, fading + 1, device=levels.device)[: len(shares)]
+    shares[: len(fades)] = shares[: len(fades)].maximum(fades[:, None, None])
+    return levels + shares * (given - decoded)[:, None]
+
+
+def joined(levels: Tensor, given: Tensor) -> Tensor:
+    """New frames (c, n, h, w) that go on from the given one (c, h, w): the first two share out the jump."""
+    new = levels.clone()
     jump = given - new[:, 0]
     for number, share in enumerate(JUMP_SHARES[: new.shape[1]]):
         new[:, number] += share * jump

@@ -78,7 +78,8 @@ class CloseUp:
         laid = np.repeat(around[None], len(frames), axis=0)
         for frame, whole in zip(frames, laid, strict=True):
             near = resized(frame, side, side)[seen].astype(np.float32)
-            near += _kept(frame, still, side)[seen] * unseen
+            stays = cv2.resize(stayed(frame, still), (side, side), interpolation=cv2.INTER_LINEAR)
+            near += stays[seen][:, :, None] * unseen
             whole[rows, columns] = np.rint(np.clip(place + share * (near - place), 0, 255))
         return laid
 
@@ -91,12 +92,11 @@ class CloseUp:
         return np.outer(down, across)[:, :, None]
 
 
-def _kept(frame: np.ndarray, still: np.ndarray, side: int) -> np.ndarray:
-    """Where a frame (s, s, 3) is as the still one: shares (side, side, 1), 0 where it has moved."""
+def stayed(frame: np.ndarray, still: np.ndarray) -> np.ndarray:
+    """Where a frame (h, w, 3) is as a still one, levels of 0 to 255: shares (h, w), 0 where it has moved."""
     change = np.abs(frame.astype(np.float32) - still).max(axis=-1)
     change = cv2.GaussianBlur(cv2.dilate(change, np.ones((3, 3))), (0, 0), 1.5)
-    kept = np.clip((MOVED - change) / (MOVED - STILL), 0, 1)
-    return cv2.resize(kept, (side, side), interpolation=cv2.INTER_LINEAR)[:, :, None]
+    return np.clip((MOVED - change) / (MOVED - STILL), 0, 1)
 
 
 def find_closeup(picture: np.ndarray, face_share: float, face_index: int = 0) -> CloseUp | None:
