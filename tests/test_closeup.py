@@ -10,6 +10,7 @@ import pytest
 from uniavgen_cli.config import load_preset
 from uniavgen_cli.data.avatar import Rendered, render, sample_identity, sample_motion
 from uniavgen_cli.data.dataset import sample_clip
+from uniavgen_cli.engine.conditions import seen_frames
 from uniavgen_cli.engine.engine import Engine
 from uniavgen_cli.engine.request import Request, check
 from uniavgen_cli.errors import InputError
@@ -177,3 +178,23 @@ def test_a_wide_clip_goes_on_as_sharp_as_it_was_around_the_face(tmp_path: Path) 
     assert np.abs(new - old)[:, outside].mean() < 2
     inside = new[:, ~outside].std(0).mean()
     assert inside > 4 * new[:, outside].std(0).mean()
+
+
+@pytest.mark.parametrize("num_frames", [33, 120])
+def test_the_lips_of_a_wide_video_are_seen_from_near(num_frames: int, tmp_path: Path) -> None:
+    picture = drawn(0.5, 0.25, 0.4, height=270, width=480).frames[0]
+    given = tmp_path / "given.mp4"
+    write_clip(given, picture[None].repeat(num_frames, 0), np.zeros(1500 * num_frames, np.float32), 16, 24000)
+    preset = load_preset("nano")
+    plan = check(Request(task="dub", video=given, speech="Good morning."), preset)
+    near = plan.closeup
+    assert near is not None and (near.height, near.width) == (270, 480)
+    seen = np.stack(list(seen_frames(plan)))
+    assert np.abs(seen[-1].astype(int) - near.cut(picture, 128)).mean() < 4
+
+    clip = Engine.from_preset(preset).run(plan)
+    assert clip.frames.shape == (num_frames, 128, 128, 3)
+    assert np.abs(clip.frames[-1].astype(int) - near.cut(picture, 128)).mean() < 6
+    clip.save(tmp_path / "dubbed.mp4")
+    assert len(read_frames(tmp_path / "dubbed.mp4", 16, 270, 480)) == num_frames
+    clip.close()

@@ -1,7 +1,7 @@
 """A plan's files and words as the tensors the joint model is conditioned on."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -213,12 +213,12 @@ class Preparer:
 
     def _given_frames(self, window: Window) -> np.ndarray | None:
         """Given pictures of a window at the model's size, (1 + 4k, h, w, 3) uint8; None without any."""
-        spec, request = self.plan.spec, self.plan.request
+        request = self.plan.request
         if self.plan.row.given_video != "all":
             return self._start
         if self._frames is None:
             assert request.video is not None
-            self._frames = FrameReader(request.video, spec.fps, spec.height, spec.width)
+            self._frames = FrameReader(seen_frames(self.plan))
         frames = self._frames.take(window.start, window.num_frames)
         if not len(frames):
             raise InputError(f"{request.video} holds no picture", "give a video that plays")
@@ -226,10 +226,8 @@ class Preparer:
 
     def _all_frames(self) -> Iterable[np.ndarray]:
         """Frames of a video that is given whole; a long one is read once more for it, frame by frame."""
-        spec, video = self.plan.spec, self.plan.request.video
         if len(self.plan.windows) > 1:
-            assert video is not None
-            return iter_frames(video, spec.fps, spec.height, spec.width)
+            return seen_frames(self.plan)
         frames = self._given_frames(self.plan.windows[0])
         assert frames is not None
         return frames
@@ -297,6 +295,17 @@ class Preparer:
         count = left + spec.audio_tokens + right
         samples = self._sound.take((first - left) * spec.hop, count * spec.hop)
         return _mels(samples * self.gain)[:, left : left + spec.audio_tokens]
+
+
+def seen_frames(plan: Plan) -> Iterator[np.ndarray]:
+    """Frames (h, w, 3) uint8 of a video that is given whole, one by one, as the model sees them."""
+    spec, near, video = plan.spec, plan.closeup, plan.request.video
+    assert video is not None
+    if near is None:
+        yield from iter_frames(video, spec.fps, spec.height, spec.width)
+    else:
+        for frame in iter_frames(video, spec.fps, near.height, near.width):
+            yield near.cut(frame, spec.height)
 
 
 def _mels(samples: np.ndarray) -> Tensor:

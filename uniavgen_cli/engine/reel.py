@@ -13,6 +13,7 @@ from torch import Tensor
 
 from uniavgen_cli.codecs import PictureCodec, SoundCodec
 from uniavgen_cli.diffusion.sampler import State
+from uniavgen_cli.engine.conditions import seen_frames
 from uniavgen_cli.engine.drift import Drift, loudness
 from uniavgen_cli.engine.request import Plan
 from uniavgen_cli.engine.seams import evened
@@ -152,8 +153,7 @@ class Reel:
 
     def _at_written_size(self, frames: np.ndarray) -> np.ndarray:
         plan = self.plan
-        if plan.closeup is not None:
-            assert self._around is not None
+        if plan.closeup is not None and self._around is not None:
             return plan.closeup.laid(frames, self._around, self._still)
         if frames.shape[1:3] == (plan.out_height, plan.out_width):
             return frames
@@ -162,11 +162,9 @@ class Reel:
 
     def _given_frames(self) -> Iterator[np.ndarray]:
         """Of a long video that is dubbed: what the model saw of it, whose latents are not kept."""
-        plan, spec = self.plan, self.plan.spec
-        assert plan.request.video is not None
-        reader = FrameReader(plan.request.video, spec.fps, spec.height, spec.width)
+        reader = FrameReader(seen_frames(self.plan))
         try:
-            for number in range(plan.num_frames):
+            for number in range(self.plan.num_frames):
                 yield self._at_written_size(reader.take(number, 1))[0]
         finally:
             reader.close()

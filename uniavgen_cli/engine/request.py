@@ -246,6 +246,8 @@ def _planned(request: Request, preset: Preset) -> Plan:
     if closeup := _closeup(request, preset, (height, width), media, context):
         height = width = preset.clip.short_side
         out_height, out_width = closeup.out_height, closeup.out_width
+        if request.task == "dub":  # its picture is not written again: this is the model's view
+            out_height = out_width = preset.clip.short_side
     spec = ClipSpec(
         num_frames=preset.clip.max_frames,
         height=height,
@@ -297,8 +299,8 @@ def _context_start_s(media: MediaInfo, context: int, fps: float) -> float:
 def _closeup(
     request: Request, preset: Preset, size: tuple[int, int], media: MediaInfo | None, context: int
 ) -> "CloseUp | None":
-    """Of the given picture, the last of the clip that goes on, or the one that will be painted; None without
-    a face. `size` (height, width) is what the model would see without it.
+    """Of the given picture, the last of the clip that goes on, the first of the one that is dubbed, or the
+    one that will be painted; None without a face. `size` (height, width) is what the model would see else.
     """
     if not preset.clip.closeup:
         return None
@@ -313,17 +315,16 @@ def _closeup(
     if request.face is not None:
         picture = read_image(request.face)
         picture = resized(picture, *exact) if exact else picture
-    elif request.task == "continue":
-        assert request.video is not None and media is not None and media.video is not None
-        height, width = exact or size_to_look(media.video.height, media.video.width)
-        fps, start_s = preset.clip.fps, _context_start_s(media, context, preset.clip.fps)
-        picture = require_frames(request.video, fps, height, width, start_s=start_s, num_frames=context)[-1]
-    else:
+        near = find_closeup(picture, preset.clip.closeup, request.face_index)
+        return near if near is None or isinstance(request.size, tuple) else near.written(side, request.size)
+    if request.video is None:
         return None
-    near = find_closeup(picture, preset.clip.closeup, request.face_index)
-    if near is None or isinstance(request.size, tuple) or request.task == "continue":
-        return near  # a clip goes on as large as it was
-    return near.written(side, request.size)
+    assert media is not None and media.video is not None
+    height, width = exact or size_to_look(media.video.height, media.video.width)
+    fps, count = preset.clip.fps, max(context, 1)
+    start_s = _context_start_s(media, context, fps) if context else 0.0
+    picture = require_frames(request.video, fps, height, width, start_s=start_s, num_frames=count)[-1]
+    return find_closeup(picture, preset.clip.closeup, request.face_index)
 
 
 def _check_face(plan: Plan) -> None:

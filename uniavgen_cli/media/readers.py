@@ -1,12 +1,12 @@
 """Given sound and pictures read once, in order, a window at a time: memory holds one window of them."""
 
 import os
+from collections.abc import Iterator
 
 import numpy as np
 
 from uniavgen_cli.media.audio import iter_audio
 from uniavgen_cli.media.pieces import Pieces
-from uniavgen_cli.media.video import iter_frames
 
 SILENT = 1e-4  # of full scale: a sound that never reaches it is silence
 
@@ -31,15 +31,15 @@ class SoundReader:
 
 
 class FrameReader:
-    """A video's frames at `fps`, scaled to height x width."""
+    """Frames (h, w, 3) uint8 that come one by one."""
 
-    def __init__(self, path: str | os.PathLike[str], fps: float, height: int, width: int) -> None:
-        self._pieces = Pieces(frame[None] for frame in iter_frames(path, fps, height, width))
+    def __init__(self, frames: Iterator[np.ndarray]) -> None:
+        self._pieces = Pieces(frame[None] for frame in frames)
 
     def take(self, start: int, count: int) -> np.ndarray:
         """Frames (count, h, w, 3) uint8 from frame `start` on; the last picture stands still after the end.
 
-        Of a file that holds no picture (0, 0, 0, 3). Raises InputError.
+        Where none came (0, 0, 0, 3). Raises InputError.
         """
         taken = self._pieces.take(start, count)
         if self._pieces.last is None:
