@@ -289,21 +289,28 @@ def test_clips_that_were_made_otherwise_are_not_taken_for_these(
 
 def test_a_cached_picture_is_what_was_drawn(tiny: Preset, pictures: cache.CachedPictures) -> None:
     vae = VideoVAE.load(weights_folder(tiny) / "video_vae.safetensors", VideoVAEConfig(**tiny.video_vae))
-    drawn, caption = sample_picture(3, 2)
+    drawn = sample_picture(3, 2)
     with torch.inference_mode():
-        latents = vae.encode(cache.frames_of(drawn[None]))[0, :, 0]
-    assert torch.equal(pictures.latents[2], latents.half()) and pictures.captions[2] == caption
+        latents = vae.encode(cache.frames_of(drawn.pixels[None]))[0, :, 0]
+    assert torch.equal(pictures.latents[2], latents.half()) and pictures.captions[2] == drawn.caption
+    x0, y0, x1, y1 = drawn.face_box
+    cells = np.prod(np.array(latents.shape[1:]) / drawn.pixels.shape[:2]) * (x1 - x0) * (y1 - y0)
+    assert pictures.faces[2].float().sum().item() == pytest.approx(cells, rel=0.02)
     assert len(set(pictures.captions)) > 1
 
 
 def test_first_pictures_are_of_the_commonest_size() -> None:
     clips = [
-        cache.CachedClip({"latents": torch.full((3, 2, *size), float(i))}, {"caption": f"person {i}"})
+        cache.CachedClip(
+            {"latents": torch.full((3, 2, *size), float(i)), "face_mask": torch.eye(2).repeat(3, 1, 1)},
+            {"caption": f"person {i}"},
+        )
         for i, size in enumerate([(4, 4), (4, 6), (4, 4)])
     ]
     shown = cache.first_pictures(clips)
     assert shown.captions == ["person 0", "person 2"]
     assert shown.latents.shape == (2, 2, 4, 4) and shown.latents[1].eq(2).all()
+    assert torch.equal(shown.faces, torch.eye(2).kron(torch.ones(2, 2)).repeat(2, 1, 1))
 
 
 def test_single_pictures_come_by_their_share_and_teach_the_video_branch(
@@ -347,7 +354,8 @@ def test_a_clean_pictures_error_counts_alike_at_low_noise(
     shelf = joint.PictureBank(pictures, caption_encoder(tiny))
     stage = joint.joint_stage(model, bank, how(picture_share=1.0, picture_batch=3), pictures=shelf)
     batch = {**stage.batch(0), "t": torch.tensor([0.1, 0.3, 0.8])}
-    missed = batch["picture"].square().flatten(1).mean(1)
+    weight = 1 + joint.FACE_WEIGHT * batch["face"]
+    missed = (batch["picture"].square().mean((1, 2)) * weight).sum((1, 2)) / weight.sum((1, 2))
     expected = missed / torch.tensor([0.4, 0.4, 0.8]) ** 2
     torch.testing.assert_close(stage.loss(model, batch, 0)["picture"].detach(), expected)
 

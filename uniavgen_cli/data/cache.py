@@ -2,7 +2,6 @@
 
 import json
 import multiprocessing
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from uniavgen_cli.data.photograph import photographed
 from uniavgen_cli.data.voice import place_phonemes
 from uniavgen_cli.errors import InputError
 from uniavgen_cli.media.face import face_mask
-from uniavgen_cli.shapes import TEMPORAL_STRIDE, ClipSpec
+from uniavgen_cli.shapes import PATCH, TEMPORAL_STRIDE, ClipSpec
 
 SHARD = 64  # clips a file
 PICTURE_SHARD = 512  # pictures a file
@@ -80,7 +79,7 @@ def build_pictures(
 
     Their people differ `variety` times as much in what no caption names.
     """
-    how = f"seed {seed}, variety {variety:g}, VAE {vae.digest}"
+    how = f"seed {seed}, variety {variety:g}, with faces, VAE {vae.digest}"
     starts = _missing(out, "picture", range(0, count, PICTURE_SHARD), how)
     done = count - len(starts) * PICTURE_SHARD
     yield from _written(
@@ -142,28 +141,36 @@ def load(out: Path, *, pictures: bool) -> list[CachedClip]:
 
 @dataclass(frozen=True)
 class CachedPictures:
-    """Single pictures: normalised latents (n, c, h, w) float16 and their captions."""
+    """Single pictures: normalised latents (n, c, h, w) and face coverage (n, h, w) in float16, and captions."""
 
     latents: torch.Tensor
     captions: list[str]
+    faces: torch.Tensor
 
 
 def load_pictures(out: Path) -> CachedPictures:
     """Every cached picture of a folder in index order."""
-    latents, captions = [], []
+    latents, captions, faces = [], [], []
     for path in sorted(out.glob("picture-*.safetensors")):
         with safe_open(path, framework="pt") as file:
             latents.append(file.get_tensor("latents"))
+            faces.append(file.get_tensor("faces"))
             captions += json.loads(file.metadata()["captions"])
-    return CachedPictures(torch.cat(latents), captions)
+    return CachedPictures(torch.cat(latents), captions, torch.cat(faces))
 
 
 def first_pictures(clips: Iterable[CachedClip]) -> CachedPictures:
     """What clips begin with; of several sizes those of the commonest."""
-    begin = [(clip.tensors["latents"][0], clip.texts["caption"]) for clip in clips]
-    size, _ = Counter(latents.shape for latents, _ in begin).most_common(1)[0]
-    alike = [(latents, caption) for latents, caption in begin if latents.shape == size]
-    return CachedPictures(torch.stack([latents for latents, _ in alike]), [caption for _, caption in alike])
+    of_size: dict[torch.Size, list[CachedClip]] = {}
+    for clip in clips:
+        of_size.setdefault(clip.tensors["latents"].shape[1:], []).append(clip)
+    alike = max(of_size.values(), key=len)
+    faces = torch.stack([clip.tensors["face_mask"][0] for clip in alike])  # of tokens
+    return CachedPictures(
+        torch.stack([clip.tensors["latents"][0] for clip in alike]),
+        [clip.texts["caption"] for clip in alike],
+        faces.repeat_interleave(PATCH, 1).repeat_interleave(PATCH, 2),
+    )
 
 
 def _shard(out: Path, kind: str, start: int) -> Path:
@@ -211,11 +218,14 @@ def _write_pictures(out: Path, seed: int, start: int, vae: VAESource, variety: f
     codec = VideoVAE.load(vae.path, VideoVAEConfig(**vae.config))  # type: ignore[arg-type]
     pictures = [sample_picture(seed, index, variety=variety) for index in range(start, start + PICTURE_SHARD)]
     with torch.inference_mode():
-        latents = [codec.encode(frames_of(pixels[None]))[0, :, 0].half() for pixels, _ in pictures]
+        latents = torch.stack([codec.encode(frames_of(one.pixels[None]))[0, :, 0].half() for one in pictures])
+    shape = latents.shape[-2:]
+    faces = np.stack([face_mask(one.face_box, *one.pixels.shape[:2], *shape) for one in pictures])
     path = _shard(out, "picture", start)
     beside = path.with_suffix(".tmp")
-    captions = json.dumps([caption for _, caption in pictures])
-    save_file({"latents": torch.stack(latents)}, beside, metadata={"captions": captions, "how": how})
+    captions = json.dumps([one.caption for one in pictures])
+    tensors = {"latents": latents, "faces": torch.from_numpy(faces).half()}
+    save_file(tensors, beside, metadata={"captions": captions, "how": how})
     beside.replace(path)
     return PICTURE_SHARD
 

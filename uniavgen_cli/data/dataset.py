@@ -110,8 +110,17 @@ def sample_clip(
     )
 
 
-def sample_picture(seed: int, index: int, side: int = 128, variety: float = 1.0) -> tuple[np.ndarray, str]:
-    """Picture `index` of the data set `seed`: somebody in one moment, (side, side, 3) uint8, and its caption.
+@dataclass(frozen=True)
+class Picture:
+    """Somebody in one moment: `pixels` (side, side, 3) uint8, their words, and the face's box x0 y0 x1 y1."""
+
+    pixels: np.ndarray
+    caption: str
+    face_box: tuple[float, float, float, float]
+
+
+def sample_picture(seed: int, index: int, side: int = 128, variety: float = 1.0) -> Picture:
+    """Picture `index` of the data set `seed`.
 
     Its people are others than those of the clips. With less `variety` (0..1) what no caption names differs
     less: a person as in `sample_identity`, nearer to one who looks ahead with a closed mouth.
@@ -122,7 +131,9 @@ def sample_picture(seed: int, index: int, side: int = 128, variety: float = 1.0)
     mouth = variety * np.clip(rng.normal(0.2, 0.35, (1, len(MOUTH_PARAMETERS))), 0, 1)
     motion = sample_motion(rng, 1, FPS, emotion).stiller(variety)
     drawn = render(identity, emotion, mouth, motion, height=side, width=side)
-    return drawn.frames[0], describe(identity, emotion, rng).text
+    return Picture(
+        drawn.frames[0], describe(identity, emotion, rng).text, tuple(drawn.face_boxes[0].tolist())
+    )
 
 
 def _fitting_speech(
