@@ -141,7 +141,7 @@ def load(out: Path, *, pictures: bool) -> list[CachedClip]:
 
 @dataclass(frozen=True)
 class CachedPictures:
-    """Single pictures: normalised latents (n, c, h, w) and face coverage (n, h, w) in float16, and captions."""
+    """Single pictures: normalised latents (n, c, h, w), captions, and shares of face (n, h, w); float16."""
 
     latents: torch.Tensor
     captions: list[str]
