@@ -82,6 +82,7 @@ class Sampling(_Section):
     steps: int = Field(ge=1, le=1000)
     shift: float = Field(5.0, gt=0)
     video_guidance: float = Field(1.0, ge=0)
+    picture_guidance: float = Field(1.0, ge=0)  # of a painted person
     audio_guidance: float = Field(1.0, ge=0)
     modality_guidance_fraction: float = Field(0.5, ge=0, le=1)
     guidance_from: float = Field(0.0, ge=0, le=1)

@@ -329,7 +329,7 @@ class Engine:
                 latents=state.video.repeat(2, 1, 1, 1, 1), timesteps=torch.full((2, 1), time, device=device)
             )
             asked, unasked = self.model.forward_video(twice, captions).float().chunk(2)
-            return State(torch.lerp(unasked, asked, sampling.video_guidance), state.audio)
+            return State(torch.lerp(unasked, asked, sampling.picture_guidance), state.audio)
 
         channels, side = self.model.config.video_latent_channels, preset.clip.short_side
         square = replace(plan.spec, height=side, width=side)

@@ -109,22 +109,20 @@ class Reel:
     @torch.inference_mode()
     def _frames_of(self, index: int) -> np.ndarray:
         """The frames that a window adds, (n, h, w, 3) uint8."""
-        window = self.plan.windows[index]
-        levels = self._evened(self._decoded(index)[:, window.kept : window.end - window.start])
-        if self._last_given is not None:
-            fading_s = DETAIL_S if index == 0 else 0.0
-            levels = detailed(
-                levels, self._last_given, self._last_decoded, round(fading_s * self.plan.spec.fps)
-            )
-            if index == 0:
-                levels = joined(levels, self._last_given)
-        return self._at_written_size(_pixels(levels))
-
-    def _decoded(self, index: int) -> Tensor:
-        """All frames of a window as levels of 0 to 255, (c, n, h, w)."""
+        window, given = self.plan.windows[index], self._last_given
         with self._autocast():
             latents = self._windows[index].video.to(self._device)
-            return (self._video_vae.decode(latents)[0].float() + 1) * 127.5
+            video = self._video_vae.decode(latents)[0, :, : window.end - window.start]
+        begin = window.kept if given is None else window.kept - 1
+        levels = self._evened((video[:, begin:].float() + 1) * 127.5)
+        if given is not None:
+            if index == 0:
+                self._last_decoded = levels[:, 0].clone()
+            levels = levels[:, 1:]
+            detail(levels, given, self._last_decoded, 0 if index else round(DETAIL_S * self.plan.spec.fps))
+            if index == 0:
+                levels = joined(levels, given)
+        return self._at_written_size(_pixels(levels))
 
     def _evened(self, levels: Tensor) -> Tensor:
         reach = self.plan.preset.sampling.evened
@@ -138,12 +136,6 @@ class Reel:
         with self._autocast():
             latents = self._windows[0].video[:, :, :1].to(self._device)
             return (self._video_vae.decode(latents)[0, :, 0].float() + 1) * 127.5
-
-    @cached_property
-    def _last_decoded(self) -> Tensor:
-        """The last given picture of a clip that goes on as the codec has it, levels (c, h, w)."""
-        kept = self.plan.windows[0].kept
-        return self._evened(self._decoded(0)[:, kept - 1 : kept])[:, 0]
 
     @cached_property
     def _still(self) -> np.ndarray:
@@ -211,18 +203,16 @@ def _pixels(levels: Tensor) -> np.ndarray:
     return levels.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()
 
 
-def detailed(levels: Tensor, given: Tensor, decoded: Tensor, fading: int) -> Tensor:
-    """New frames (c, n, h, w), levels of 0 to 255, with what the codec lost of the given one (c, h, w).
+def detail(levels: Tensor, given: Tensor, decoded: Tensor, fading: int) -> None:
+    """Give new frames (c, n, h, w) what the codec lost of the given one (c, h, w), in place; levels to 255.
 
     They lack it as the given one does as it is `decoded`. Where nothing has moved since it is laid over them,
     and elsewhere over the first `fading` of them, less and less.
     """
-    still = decoded.permute(1, 2, 0).cpu().numpy()
-    stays = np.stack([stayed(frame, still) for frame in levels.permute(1, 2, 3, 0).cpu().numpy()])
-    shares = torch.from_numpy(stays).to(levels)
-    fades = torch.linspace(1, 0, fading + 1, device=levels.device)[: len(shares)]
-    shares[: len(fades)] = shares[: len(fades)].maximum(fades[:, None, None])
-    return levels + shares * (given - decoded)[:, None]
+    lost, still = given - decoded, decoded.permute(1, 2, 0).cpu().numpy()
+    for number, frame in enumerate(levels.unbind(1)):
+        shares = torch.from_numpy(stayed(frame.permute(1, 2, 0).cpu().numpy(), still)).to(frame)
+        frame += shares.clamp(min=1 - number / fading if number < fading else 0.0) * lost
 
 
 def joined(levels: Tensor, given: Tensor) -> Tensor:
