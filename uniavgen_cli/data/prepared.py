@@ -26,9 +26,7 @@ class How:
     preset: str
     codec: str
     short_side: int
-    closeup: (
-        float  # of a square that a face is seen to take, as in the commands; 0: the whole picture is seen
-    )
+    closeup: float  # of a square that a face is seen to take; 0: the whole picture is seen
     fps: int
     sample_rate: int
     lengths: tuple[int, ...]
