@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from uniavgen_cli.config import load_preset  # noqa: E402
+from uniavgen_cli.data.captions import emotion_named
 from uniavgen_cli.data.dataset import SpeakingClip, sample_clip  # noqa: E402
 from uniavgen_cli.data.voice import TimedPhoneme, mouth_track, sample_sentence, speak  # noqa: E402
 from uniavgen_cli.engine.drift import loudness, mean_colour  # noqa: E402
@@ -101,7 +102,8 @@ def made(engine: Engine, options: argparse.Namespace, index: int, folder: Path) 
         clip = engine.run(check(Request(task="animate", face=face, sound=file, **fields), engine.preset))
         return clip, {"samples": sound, "phonemes": phonemes, "person": drawn}
     room_s = options.seconds - TAIL_S - 0.2
-    text = sentences(index, lambda text: time_text(text).end_s <= room_s)
+    emotion = emotion_named(person.caption.text)
+    text = sentences(index, lambda text: time_text(text, emotion=emotion).end_s <= room_s)
     request = Request(
         task="generate", prompt=person.caption.text, speech=text, duration_s=options.seconds, **fields
     )
