@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from uniavgen_cli.config import load_preset  # noqa: E402
-from uniavgen_cli.data.captions import emotion_named
+from uniavgen_cli.data.captions import emotion_named  # noqa: E402
 from uniavgen_cli.data.dataset import SpeakingClip, sample_clip  # noqa: E402
 from uniavgen_cli.data.voice import TimedPhoneme, mouth_track, sample_sentence, speak  # noqa: E402
 from uniavgen_cli.engine.drift import loudness, mean_colour  # noqa: E402

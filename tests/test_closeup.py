@@ -14,7 +14,7 @@ from uniavgen_cli.engine.conditions import seen_frames
 from uniavgen_cli.engine.engine import Engine
 from uniavgen_cli.engine.request import Request, check
 from uniavgen_cli.errors import InputError
-from uniavgen_cli.media.closeup import CloseUp, find_closeup, middle_of
+from uniavgen_cli.media.closeup import CloseUp, find_closeup, square_of
 from uniavgen_cli.media.video import read_frames, write_clip
 
 
@@ -77,14 +77,14 @@ def test_what_lies_beyond_the_picture_is_its_edge() -> None:
 def test_what_is_written_is_as_large_as_it_is_worth_or_as_asked(
     height: int, width: int, side: int, size: int | None, written: tuple[int, int]
 ) -> None:
-    near = replace(middle_of(height, width), side=side).written(128, size)
+    near = replace(square_of(height, width), side=side).written(128, size)
     assert (near.out_height, near.out_width) == written
     assert near.around(np.zeros((height, width, 3), np.uint8)).shape[:2] == written
 
 
 def test_a_face_in_its_place_has_all_of_its_square_and_none_has_no_closeup() -> None:
     usual = sample_clip(5, 0, lengths=(49,), sizes=((128, 128),)).draw().frames[0]
-    assert find_closeup(usual, SHARE) == middle_of(128, 128)
+    assert find_closeup(usual, SHARE) == square_of(128, 128)
     wide = cv2.copyMakeBorder(usual, 0, 0, 0, 40, cv2.BORDER_REPLICATE)
     near = find_closeup(wide, SHARE)
     assert near is not None and near.side == pytest.approx(128, rel=0.2)
@@ -125,7 +125,7 @@ def test_a_closeup_at_the_pictures_edge_has_no_seam_there() -> None:
 def test_what_has_not_moved_stays_as_sharp_as_it_was() -> None:
     rng = np.random.default_rng(4)
     picture = rng.integers(60, 200, (256, 256, 3)).astype(np.uint8)
-    near = middle_of(256, 256)
+    near = square_of(256, 256)
     still = near.cut(picture, 64)
     moved = still.copy()
     moved[40:50, 20:44] = 20

@@ -302,14 +302,14 @@ def _closeup(
     """Of the given picture, the last of the clip that goes on, the first of the one that is dubbed, or the
     one that will be painted; None without a face. `size` (height, width) is what the model would see else.
     """
-    from uniavgen_cli.media.closeup import find_closeup, middle_of, size_to_look  # OpenCV
+    from uniavgen_cli.media.closeup import find_closeup, square_of, size_to_look  # OpenCV
     from uniavgen_cli.media.image import read_image, resized
     from uniavgen_cli.media.video import require_frames
 
     side = preset.clip.short_side
     exact = request.size if isinstance(request.size, tuple) else None
     if request.task == "generate" and request.face is None:
-        return middle_of(*size) if preset.sampling.person_first and size != (side, side) else None
+        return square_of(*size) if preset.sampling.person_first and size != (side, side) else None
     if not preset.clip.closeup:
         return None
     if request.face is not None:

@@ -48,7 +48,10 @@ class CloseUp:
         assert self.scale == 1
         under, beside = self.height - self.top - self.side, self.width - self.left - self.side
         near = resized(square, self.side, self.side)
-        return cv2.copyMakeBorder(near, self.top, under, self.left, beside, cv2.BORDER_REPLICATE)
+        whole = cv2.copyMakeBorder(near, self.top, under, self.left, beside, cv2.BORDER_REPLICATE)
+        whole = cv2.GaussianBlur(whole, (0, 0), SEAM * self.side / 2)  # an edge that goes on is streaks
+        whole[self.top : self.top + self.side, self.left : self.left + self.side] = near
+        return whole
 
     def around(self, picture: np.ndarray) -> np.ndarray:
         """The picture (h, w, 3) uint8 as it is written, (out_height, out_width, 3)."""
@@ -118,21 +121,21 @@ def find_closeup(picture: np.ndarray, face_share: float, face_index: int = 0) ->
     astray = [abs(at / short - place) for at, place in zip(mouth, MOUTH_PLACE, strict=True)]
     low, high = AS_LARGE
     if height == width and low <= tall / short <= high and all(np.less_equal(astray, ASTRAY)):
-        return middle_of(height, width)
+        return square_of(height, width)
     size = round(max(min(tall, short), tall / high))
     left, top = (round(at - place * size) for at, place in zip(mouth, MOUTH_PLACE, strict=True))
     left = round(np.clip(left, min(0, width - size), max(0, width - size)))  # a face may be beside the middle
-    return replace(middle_of(height, width), left=left, top=top, side=size)
+    return replace(square_of(height, width), left=left, top=top, side=size)
 
 
-def middle_of(height: int, width: int) -> CloseUp:
-    """The square in the middle of a picture."""
+def square_of(height: int, width: int) -> CloseUp:
+    """The largest square of a picture: in its middle across, and at its foot, where a bust ends."""
     side = min(height, width)
     return CloseUp(
         height=height,
         width=width,
         left=(width - side) // 2,
-        top=(height - side) // 2,
+        top=height - side,
         side=side,
         scale=1.0,
         out_height=height,
