@@ -302,7 +302,7 @@ def _closeup(
     """Of the given picture, the last of the clip that goes on, the first of the one that is dubbed, or the
     one that will be painted; None without a face. `size` (height, width) is what the model would see else.
     """
-    from uniavgen_cli.media.closeup import find_closeup, square_of, size_to_look  # OpenCV
+    from uniavgen_cli.media.closeup import find_closeup, size_to_look, square_of  # OpenCV
     from uniavgen_cli.media.image import read_image, resized
     from uniavgen_cli.media.video import require_frames
 
