@@ -16,7 +16,7 @@ from uniavgen_cli.codecs.speech_tokens import character_indices, speech_indices,
 from uniavgen_cli.data.voice import place_phonemes, retime, time_phonemes
 from uniavgen_cli.diffusion.sampler import Given, State
 from uniavgen_cli.engine.request import Plan
-from uniavgen_cli.engine.seams import evened
+from uniavgen_cli.engine.seams import evened, pixels_of
 from uniavgen_cli.engine.windows import Window
 from uniavgen_cli.errors import InputError
 from uniavgen_cli.media.audio import read_audio
@@ -115,8 +115,7 @@ class Preparer:
         """Take the person's picture from one that was painted, latents (1, c, 1, h, w)."""
         plan = self.plan
         levels = (self.vae.decode(painted.to(self._device)).float()[0] + 1) * 127.5
-        levels = evened(levels, plan.preset.sampling.evened)
-        picture = levels[:, 0].round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+        (picture,) = pixels_of(evened(levels, plan.preset.sampling.evened))
         if plan.closeup is not None:
             self.around = plan.closeup.spread(picture)
         self._painted = self._encode(_as_video(resized(picture, plan.spec.height, plan.spec.width)[None]))

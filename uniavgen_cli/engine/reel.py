@@ -16,7 +16,7 @@ from uniavgen_cli.diffusion.sampler import State
 from uniavgen_cli.engine.conditions import seen_frames
 from uniavgen_cli.engine.drift import Drift, loudness
 from uniavgen_cli.engine.request import Plan
-from uniavgen_cli.engine.seams import evened
+from uniavgen_cli.engine.seams import evened, pixels_of
 from uniavgen_cli.engine.steady import LOUDER_DB
 from uniavgen_cli.engine.store import Store
 from uniavgen_cli.media.closeup import stayed
@@ -122,7 +122,7 @@ class Reel:
             detail(levels, given, self._last_decoded, 0 if index else round(DETAIL_S * self.plan.spec.fps))
             if index == 0:
                 levels = joined(levels, given)
-        return self._at_written_size(_pixels(levels))
+        return self._at_written_size(pixels_of(levels))
 
     def _evened(self, levels: Tensor) -> Tensor:
         reach = self.plan.preset.sampling.evened
@@ -141,7 +141,7 @@ class Reel:
     def _still(self) -> np.ndarray:
         """What the model saw of the given picture, (h, w, 3) uint8."""
         levels = self._first if self._last_given is None else self._last_given
-        return _pixels(levels[:, None])[0]
+        return pixels_of(levels[:, None])[0]
 
     def _at_written_size(self, frames: np.ndarray) -> np.ndarray:
         plan = self.plan
@@ -196,11 +196,6 @@ class Reel:
             if level is None:
                 level = said_level(own, spec.sample_rate)
         yield np.pad(sound, (0, max(0, last - begin - len(sound))))[at - begin : last - begin]
-
-
-def _pixels(levels: Tensor) -> np.ndarray:
-    """Levels (c, n, h, w) as frames (n, h, w, c) uint8."""
-    return levels.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()
 
 
 def detail(levels: Tensor, given: Tensor, decoded: Tensor, fading: int) -> None:

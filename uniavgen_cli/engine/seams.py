@@ -1,5 +1,6 @@
 """Evens out the squares of tokens where neighbours disagree, as a video codec does its blocks."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,6 +23,11 @@ def evened(levels: Tensor, reach: int, around: Tensor | None = None) -> Tensor:
     _even_columns(change, reach)
     _even_columns(change.transpose(-1, -2), reach)
     return change if around is None else change + around[:, None]
+
+
+def pixels_of(levels: Tensor) -> np.ndarray:
+    """Levels of 0 to 255, (c, n, h, w), as frames (n, h, w, c) uint8."""
+    return levels.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()
 
 
 def _even_columns(pictures: Tensor, reach: int) -> None:

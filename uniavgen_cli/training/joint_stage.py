@@ -342,7 +342,7 @@ def _joint_loss(
             velocity = made.video[:, :, -latents.shape[2] :]
             error = video_error(velocity, noises.video.to(latents) - latents, t)[:, given_video:]
             weight = 1 + MOUTH_WEIGHT * batch["mouth_mask"][:, given_video:]
-            losses["video"] = (error * weight).flatten(1).sum(1) / weight.flatten(1).sum(1)
+            losses["video"] = _weighed(error, weight)
         if given_audio < mel.shape[1]:
             losses["audio"] = _audio_error(made.audio, noises.audio.to(mel) - mel, given_audio)
         mask_weight = how.mask_weight * max(0.0, 1 - step / (MASK_UNTIL * how.steps))
@@ -359,10 +359,14 @@ def _joint_loss(
         assert isinstance(module, UniAVGen)
         velocity = module.forward_video(stream, batch["caption"])
         error = video_error(velocity, pure - latents, t)
-        weight = 1 + FACE_WEIGHT * batch["face"][:, None]
-        return (error * weight).flatten(1).sum(1) / weight.flatten(1).sum(1)
+        return _weighed(error, 1 + FACE_WEIGHT * batch["face"][:, None])
 
     return loss
+
+
+def _weighed(error: Tensor, weight: Tensor) -> Tensor:
+    """The mean (b,) of errors (b, ...) that count by their weights, of the same shape."""
+    return (error * weight).flatten(1).sum(1) / weight.flatten(1).sum(1)
 
 
 def _audio_loss(module: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
