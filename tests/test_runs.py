@@ -40,8 +40,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = write_tiny_preset(folder)
     recipe = {
         "part": "joint", "start_from": "installed", "data": str(folder / "latents"), "steps": STEPS,
-        "batch_size": 2, "bf16": False, "checkpoint_every_s": 0.2, "lora_rank": 0, "held_out": 0,
-        "sample_every": 0, "mask_every": 0,
+        "batch_size": 2, "bf16": False, "muon": True, "checkpoint_every_s": 0.2, "lora_rank": 0,
+        "held_out": 0, "sample_every": 0, "mask_every": 0,
     }  # fmt: skip
     values = yaml.safe_load(path.read_text()) | {"train": recipe}
     values["clip"]["short_side"] = SIDE
@@ -107,7 +107,8 @@ def test_from_weights_alone_a_run_warms_up(world: Path, whole: Path) -> None:
     index = whole / "joint.safetensors.index.json"
     assert main(train(world, "on", "--set", f"train.start_from={index}", "--set", "train.steps=20")) == 0
     checkpoint = torch.load(world / "on" / "checkpoint.pt", weights_only=True)
-    rates = [group["lr"] for group in checkpoint["optimizer"]["param_groups"]]
+    adamw, muon = checkpoint["optimizers"]
+    rates = [group["lr"] for group in adamw["param_groups"] + muon["param_groups"]]
     assert checkpoint["step"] == 20 and all(0 < rate <= 0.2 * 1e-3 for rate in rates)  # of 100 steps' warm-up
     before, after = read_tensors(index), read_tensors(world / "on" / "joint.safetensors.index.json")
     moved = max((after[name].float() - before[name].float()).abs().max().item() for name in before)

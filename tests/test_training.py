@@ -296,13 +296,19 @@ def test_a_cached_picture_is_what_was_drawn(tiny: Preset, pictures: cache.Cached
     x0, y0, x1, y1 = drawn.face_box
     cells = np.prod(np.array(latents.shape[1:]) / drawn.pixels.shape[:2]) * (x1 - x0) * (y1 - y0)
     assert pictures.faces[2].float().sum().item() == pytest.approx(cells, rel=0.02)
+    shown = pictures.expressions[2].float().nonzero()[:, 0] * 128 / latents.shape[1]  # pixels from the top
+    assert y0 < shown.min() < (y0 + y1) / 2 < shown.max() < y1
     assert len(set(pictures.captions)) > 1
 
 
 def test_first_pictures_are_of_the_commonest_size() -> None:
     clips = [
         cache.CachedClip(
-            {"latents": torch.full((3, 2, *size), float(i)), "face_mask": torch.eye(2).repeat(3, 1, 1)},
+            {
+                "latents": torch.full((3, 2, *size), float(i)),
+                "face_mask": torch.eye(2).repeat(3, 1, 1),
+                "mouth_mask": torch.full((3, *size), 0.1 * i),
+            },
             {"caption": f"person {i}"},
         )
         for i, size in enumerate([(4, 4), (4, 6), (4, 4)])
@@ -311,6 +317,7 @@ def test_first_pictures_are_of_the_commonest_size() -> None:
     assert shown.captions == ["person 0", "person 2"]
     assert shown.latents.shape == (2, 2, 4, 4) and shown.latents[1].eq(2).all()
     assert torch.equal(shown.faces, torch.eye(2).kron(torch.ones(2, 2)).repeat(2, 1, 1))
+    assert torch.equal(shown.expressions, torch.tensor([0.0, 0.2]).view(2, 1, 1).expand(2, 4, 4))
 
 
 def test_single_pictures_come_by_their_share_and_teach_the_video_branch(
@@ -354,7 +361,9 @@ def test_a_clean_pictures_error_counts_alike_at_low_noise(
     shelf = joint.PictureBank(pictures, caption_encoder(tiny))
     stage = joint.joint_stage(model, bank, how(picture_share=1.0, picture_batch=3), pictures=shelf)
     batch = {**stage.batch(0), "t": torch.tensor([0.1, 0.3, 0.8])}
-    weight = 1 + joint.FACE_WEIGHT * batch["face"]
+    weight = batch["weight"]
+    most = 1 + joint.FACE_WEIGHT + joint.EXPRESSION_WEIGHT
+    assert weight.min() == 1 and most / 2 < weight.max() <= most
     missed = (batch["picture"].square().mean((1, 2)) * weight).sum((1, 2)) / weight.sum((1, 2))
     expected = missed / torch.tensor([0.4, 0.4, 0.8]) ** 2
     torch.testing.assert_close(stage.loss(model, batch, 0)["picture"].detach(), expected)
@@ -368,6 +377,29 @@ def test_what_is_seen_most_weighs_most(tiny: Preset) -> None:
         vae.latent_std[1] *= 4
     after = latent_importance(vae)
     torch.testing.assert_close(after[1] / after[0], 4 * before[1] / before[0])
+
+
+def test_muon_moves_the_blocks_matrices_the_same_in_every_direction(
+    tiny: Preset, bank: joint.ClipBank, tmp_path: Path
+) -> None:
+    def moved(muon: bool) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        model = tiny_model(tiny)
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        stage = joint.joint_stage(model, bank, how(steps=2, muon=muon, odds={"generate": 1.0}))
+        run(stage, tmp_path / str(muon))
+        return {name: value - before[name] for name, value in model.state_dict().items()}
+
+    def spread(change: torch.Tensor) -> float:
+        singular = torch.linalg.svdvals(change)
+        return (singular[len(singular) // 2] / singular[0]).item()
+
+    adamw, muon = moved(False), moved(True)
+    name = "audio_blocks.1.ffn.0.weight"
+    assert spread(adamw[name]) < 0.4 < 0.6 < spread(muon[name])
+    assert 0.1 < muon[name].norm() / adamw[name].norm() < 1  # AdamW's first steps are its largest
+    # heads and what reads the input are steered as before, as far as the first step goes
+    assert 0.8 < muon["head.head.weight"].norm() / adamw["head.head.weight"].norm() < 1.25
 
 
 def test_a_held_audio_branch_stays_as_it_was(tiny: Preset, bank: joint.ClipBank, tmp_path: Path) -> None:

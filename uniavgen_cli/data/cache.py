@@ -21,7 +21,7 @@ from uniavgen_cli.data.dataset import REFERENCE_TOKENS, SpeakingClip, sample_cli
 from uniavgen_cli.data.photograph import photographed
 from uniavgen_cli.data.voice import place_phonemes
 from uniavgen_cli.errors import InputError
-from uniavgen_cli.media.face import face_mask
+from uniavgen_cli.media.face import EYES, FACE, MOUTH, Box, face_mask, part_of
 from uniavgen_cli.shapes import PATCH, TEMPORAL_STRIDE, ClipSpec
 
 SHARD = 64  # clips a file
@@ -79,7 +79,7 @@ def build_pictures(
 
     Their people differ `variety` times as much in what no caption names.
     """
-    how = f"seed {seed}, variety {variety:g}, with faces, VAE {vae.digest}"
+    how = f"seed {seed}, variety {variety:g}, with expressions, VAE {vae.digest}"
     starts = _missing(out, "picture", range(0, count, PICTURE_SHARD), how)
     done = count - len(starts) * PICTURE_SHARD
     yield from _written(
@@ -141,22 +141,27 @@ def load(out: Path, *, pictures: bool) -> list[CachedClip]:
 
 @dataclass(frozen=True)
 class CachedPictures:
-    """Single pictures: normalised latents (n, c, h, w), captions, and shares of face (n, h, w); float16."""
+    """Single pictures: normalised latents (n, c, h, w) and captions; float16.
+
+    Each cell's shares (n, h, w) of the face, and of what shows its expression.
+    """
 
     latents: torch.Tensor
     captions: list[str]
     faces: torch.Tensor
+    expressions: torch.Tensor
 
 
 def load_pictures(out: Path) -> CachedPictures:
     """Every cached picture of a folder in index order."""
-    latents, captions, faces = [], [], []
+    latents, captions, faces, expressions = [], [], [], []
     for path in sorted(out.glob("picture-*.safetensors")):
         with safe_open(path, framework="pt") as file:
             latents.append(file.get_tensor("latents"))
             faces.append(file.get_tensor("faces"))
+            expressions.append(file.get_tensor("expressions"))
             captions += json.loads(file.metadata()["captions"])
-    return CachedPictures(torch.cat(latents), captions, torch.cat(faces))
+    return CachedPictures(torch.cat(latents), captions, torch.cat(faces), torch.cat(expressions))
 
 
 def first_pictures(clips: Iterable[CachedClip]) -> CachedPictures:
@@ -170,6 +175,7 @@ def first_pictures(clips: Iterable[CachedClip]) -> CachedPictures:
         torch.stack([clip.tensors["latents"][0] for clip in alike]),
         [clip.texts["caption"] for clip in alike],
         faces.repeat_interleave(PATCH, 1).repeat_interleave(PATCH, 2),
+        torch.stack([clip.tensors["mouth_mask"][0] for clip in alike]),
     )
 
 
@@ -219,12 +225,22 @@ def _write_pictures(out: Path, seed: int, start: int, vae: VAESource, variety: f
     pictures = [sample_picture(seed, index, variety=variety) for index in range(start, start + PICTURE_SHARD)]
     with torch.inference_mode():
         latents = torch.stack([codec.encode(frames_of(one.pixels[None]))[0, :, 0].half() for one in pictures])
-    shape = latents.shape[-2:]
-    faces = np.stack([face_mask(one.face_box, *one.pixels.shape[:2], *shape) for one in pictures])
+
+    def covered(*parts: Box) -> torch.Tensor:
+        """The shares (n, h, w) of the cells that these parts of the faces fill."""
+        boxes = [[part_of(one.face_box, part) for part in parts] for one in pictures]
+        height, width, _ = pictures[0].pixels.shape
+        masks = [[face_mask(box, height, width, *latents.shape[-2:]) for box in each] for each in boxes]
+        return torch.from_numpy(np.max(masks, axis=1)).half()
+
     path = _shard(out, "picture", start)
     beside = path.with_suffix(".tmp")
     captions = json.dumps([one.caption for one in pictures])
-    tensors = {"latents": latents, "faces": torch.from_numpy(faces).half()}
+    tensors = {
+        "latents": latents,
+        "faces": covered(FACE),
+        "expressions": covered(EYES, MOUTH),
+    }
     save_file(tensors, beside, metadata={"captions": captions, "how": how})
     beside.replace(path)
     return PICTURE_SHARD

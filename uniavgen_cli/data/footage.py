@@ -8,7 +8,7 @@ import numpy as np
 
 from uniavgen_cli.data.transcripts import Span
 from uniavgen_cli.errors import InputError
-from uniavgen_cli.media.face import Box, Face, detect_faces
+from uniavgen_cli.media.face import Face, detect_faces
 from uniavgen_cli.media.probe import MediaInfo
 from uniavgen_cli.media.video import iter_frames
 
@@ -22,8 +22,6 @@ CUT_SIDE = 48  # pixels of the picture in which scene changes are looked for
 CUT_STEP, CUT_RATIO = 14.0, 4.0  # grey levels, and times the usual step, that a scene change is
 FACE_EVERY = 4  # frames, as many as share a latent frame
 FOUND_SHARE, SECOND_SHARE = 0.7, 0.2  # of the looked-at frames: with a face at least, with two at most
-# Of the face's box, forehead to chin: where nine in ten of 60 drawn mouths lie, open or shut.
-MOUTH = (0.22, 0.64, 0.78, 0.91)
 
 
 @dataclass(frozen=True)
@@ -175,11 +173,3 @@ def _followed(some: Sequence[tuple[int, list[Face]]], number: int) -> Face:
     """Of the faces in a frame the one nearest in size to the largest in all: a false one is small."""
     largest = max(faces[0].area for _, faces in some)
     return min(some[number][1], key=lambda face: abs(face.area - largest))
-
-
-def mouth_box(face: Box) -> Box:
-    """About where the mouth is in a face's box, forehead to chin."""
-    x0, y0, x1, y1 = face
-    left, top, right, bottom = MOUTH
-    width, height = x1 - x0, y1 - y0
-    return x0 + left * width, y0 + top * height, x0 + right * width, y0 + bottom * height

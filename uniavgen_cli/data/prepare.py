@@ -19,6 +19,7 @@ from uniavgen_cli.data.voice import check_sayable, place_phonemes, retime, time_
 from uniavgen_cli.errors import InputError
 from uniavgen_cli.media.audio import read_audio
 from uniavgen_cli.media.closeup import find_closeup, size_to_look
+from uniavgen_cli.media.face import MOUTH, part_of
 from uniavgen_cli.media.image import resized
 from uniavgen_cli.media.probe import MediaInfo, require_video, shown
 from uniavgen_cli.media.video import read_frames
@@ -288,7 +289,7 @@ def _encoded(scene: _Clip, reference: _Clip | None, codec: PictureCodec) -> dict
     device = next(codec.parameters()).device
     with torch.inference_mode():
         latents = codec.encode(frames_of(scene.frames).to(device))[0].transpose(0, 1).half().cpu()
-    mouths = np.array([footage.mouth_box(tuple(box)) for box in scene.boxes])
+    mouths = np.array([part_of(tuple(box), MOUTH) for box in scene.boxes])
     voice, voice_ids = torch.zeros(0, 80), np.zeros(0)
     if reference is not None:
         first, last = reference.words[0].start_s, reference.words[-1].end_s

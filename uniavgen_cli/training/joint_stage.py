@@ -23,8 +23,9 @@ from uniavgen_cli.training import lora
 from uniavgen_cli.training.trainer import Batch, Stage, Watch
 
 FPS, MEL_HZ = 16, 100
-FACE_WEIGHT = 4.0  # of a latent cell that the face fills in a single picture, against 1 elsewhere
-MOUTH_WEIGHT = 6.0  # of a latent cell that the mouth fills, against 1 elsewhere: it is one or two cells of 64
+FACE_WEIGHT = 2.0  # of a latent cell that the face fills in a single picture, against 1 elsewhere
+EXPRESSION_WEIGHT = 18.0  # of one that brows, eyes or mouth fill there: an emotion shows in four cells of 64
+MOUTH_WEIGHT = 40.0  # of a latent cell that the mouth fills in a clip: it is one or two cells of 64
 AUDIO_PARTS = (  # of the joint model's parameters
     "audio_",
     "head_audio.",
@@ -34,6 +35,7 @@ AUDIO_PARTS = (  # of the joint model's parameters
     "time_embedding_audio.",
     "time_projection_audio.",
 )
+BLOCKS = ("blocks.", "audio_blocks.", "a2v_blocks.", "v2a_blocks.")
 EVEN_FROM = 0.4  # below this t all errors of a clean picture count alike
 MASK_UNTIL = 0.8  # of the steps: from there on nobody says where the face is
 MAX_GIVEN_LATENTS = 10  # of a continuation: 37 frames
@@ -59,6 +61,7 @@ class JointTraining:
     hold_audio: bool = False  # the audio branch's own weights stay; what passes between the branches learns
     bf16: bool = True
     untold: float = 0.5  # share of given voices whose words are not told
+    muon: bool = False  # steers the blocks' matrices in AdamW's place: dearer steps, and fewer of them
     lora_rank: int = 0  # of adapters, which learn instead of the model's own weights; 0: without
     lora_alpha: float = 16.0  # their sum counts alpha / rank times
     checkpoint_every_s: float = 180.0
@@ -104,14 +107,15 @@ class PictureBank:
     """Cached pictures in memory, their captions encoded: many more people than the clips have."""
 
     def __init__(self, pictures: CachedPictures, captions: CaptionReader) -> None:
-        self.latents, self.faces = pictures.latents, pictures.faces
+        self.latents = pictures.latents
+        self.weights = 1 + FACE_WEIGHT * pictures.faces + EXPRESSION_WEIGHT * pictures.expressions
         self.captions = encoded(pictures.captions, captions)
 
     def draw(self, rng: np.random.Generator, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Latents (count, c, 1, h, w), captions (count, tokens, dim) and faces (count, h, w), float32."""
+        """Latents (count, c, 1, h, w), captions (count, tokens, dim) and weights (count, h, w), float32."""
         rows = torch.from_numpy(rng.choice(len(self.latents), count))
         latents = self.latents[rows].float().unsqueeze(2)
-        return latents, self.captions[rows].float(), self.faces[rows].float()
+        return latents, self.captions[rows].float(), self.weights[rows].float()
 
 
 def joint_stage(
@@ -176,6 +180,7 @@ def joint_stage(
         export=partial(lora.export, alpha=how.lora_alpha) if how.lora_rank else export,
         steps=how.steps,
         lr=how.lr,
+        muon=BLOCKS if how.muon and not how.lora_rank else (),
         dtype=torch.bfloat16 if how.bf16 else torch.float32,
         checkpoint_every_s=how.checkpoint_every_s,
         trained_only=how.lora_rank > 0,
@@ -194,12 +199,12 @@ def _times(rng: np.random.Generator, count: int, shift: float) -> Tensor:
 
 
 def _single_pictures(pictures: PictureBank, how: JointTraining, rng: np.random.Generator) -> Batch:
-    latents, caption, faces = pictures.draw(rng, how.picture_batch)
+    latents, caption, weight = pictures.draw(rng, how.picture_batch)
     dropped = torch.from_numpy(rng.random(len(latents)) < how.dropped)
     return {
         "task": "picture",
         "picture": latents,
-        "face": faces,
+        "weight": weight,
         "caption": caption.masked_fill(dropped[:, None, None], 0.0),
         "t": _times(rng, len(latents), how.shift),
         "noise_seed": int(rng.integers(1 << 62)),
@@ -359,7 +364,7 @@ def _joint_loss(
         assert isinstance(module, UniAVGen)
         velocity = module.forward_video(stream, batch["caption"])
         error = video_error(velocity, pure - latents, t)
-        return _weighed(error, 1 + FACE_WEIGHT * batch["face"][:, None])
+        return _weighed(error, batch["weight"][:, None])
 
     return loss
 

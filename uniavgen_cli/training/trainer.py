@@ -54,6 +54,7 @@ class Stage:
     warmup: int = 100
     decay_from: float = 0.7  # share of the steps after which the rate falls to zero along a cosine
     weight_decay: float = 0.01
+    muon: tuple[str, ...] = ()  # how names begin whose matrices Muon steers; AdamW steers the rest
     ema: float = 0.999  # 0 keeps no average
     clip: float = 1.0
     dtype: torch.dtype = torch.float32  # of the matrix products where the device has it; weights stay float32
@@ -90,12 +91,10 @@ def run(
     """
     out.mkdir(parents=True, exist_ok=True)
     module = stage.module.to(device).train()
-    optimizer = torch.optim.AdamW(
-        _decay_groups(module, stage.weight_decay), lr=stage.lr, betas=(0.9, 0.99), fused=True
-    )
+    optimizers = _optimizers(module, stage)
     average = {name: value.detach().clone() for name, value in _kept(module, stage).items()}
     ledger = Ledger(out, device)
-    step = _resume(out / "checkpoint.pt", module, optimizer, average, ledger)
+    step = _resume(out / "checkpoint.pt", module, optimizers, average, ledger)
     processes.wait()  # nobody writes before all have read
     device_type = torch.device(device).type
     native = choose(str(device), attention="sdpa").torch_dtype  # bfloat16 is slower where it is emulated
@@ -107,7 +106,7 @@ def run(
 
     with _stop_flag() as stopped:
         while step < stage.steps and not processes.anyone(stopped(), device):
-            for group in optimizer.param_groups:
+            for group in (group for optimizer in optimizers for group in optimizer.param_groups):
                 group["lr"] = stage.lr * rate(step, stage)
             batch = {
                 key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
@@ -116,12 +115,13 @@ def run(
             with torch.autocast(device_type, dtype=dtype, enabled=dtype != torch.float32):
                 losses = losses_of(batch, step)
             total = torch.stack([value.float().mean() for value in losses.values()]).sum()
-            optimizer.zero_grad(set_to_none=True)
+            module.zero_grad(set_to_none=True)
             total.backward()
             norm = nn.utils.clip_grad_norm_(module.parameters(), stage.clip)
             # one broken batch must not undo hours: a step whose gradient is not finite is left out
             if torch.isfinite(norm):
-                optimizer.step()
+                for optimizer in optimizers:
+                    optimizer.step()
             _follow(average, _kept(module, stage), min(stage.ema, (1 + step) / (10 + step)))
             step += 1
 
@@ -148,11 +148,11 @@ def run(
                             watch.look(module, step, out)
             due = rank == 0 and time.monotonic() - saved_at > stage.checkpoint_every_s
             if processes.anyone(due, device):
-                _save(out / "checkpoint.pt", step, _kept(module, stage), optimizer, average, ledger)
+                _save(out / "checkpoint.pt", step, _kept(module, stage), optimizers, average, ledger)
                 saved_at = time.monotonic()
 
     finished = step >= stage.steps
-    _save(out / "checkpoint.pt", step, _kept(module, stage), optimizer, average, ledger)
+    _save(out / "checkpoint.pt", step, _kept(module, stage), optimizers, average, ledger)
     if finished and rank == 0:
         stage.export(average, out)
     processes.wait()
@@ -194,13 +194,31 @@ def _kept(module: nn.Module, stage: Stage) -> dict[str, Tensor]:
     return state
 
 
-def _decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices and kernels decay; biases, gains and other vectors do not."""
-    trained = [p for p in module.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+def _optimizers(module: nn.Module, stage: Stage) -> list[torch.optim.Optimizer]:
+    """AdamW, and Muon (Jordan et al. 2024) where the stage names matrices, with steps as large as AdamW's.
+
+    Matrices and kernels decay; biases, gains and other vectors do not.
+    """
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    hidden = [
+        name for name, p in trained.items() if p.ndim == 2 and len(p) > 1 and name.startswith(stage.muon)
     ]
+    rest = [p for name, p in trained.items() if name not in set(hidden)]
+    groups = [
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": stage.weight_decay},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(groups, lr=stage.lr, betas=(0.9, 0.99), fused=True)
+    ]
+    if hidden:
+        matrices = [trained[name] for name in hidden]
+        optimizers.append(
+            torch.optim.Muon(
+                matrices, lr=stage.lr, weight_decay=stage.weight_decay, adjust_lr_fn="match_rms_adamw"
+            )
+        )
+    return optimizers
 
 
 @torch.no_grad()
@@ -228,7 +246,7 @@ def _save(
     path: Path,
     step: int,
     kept: dict[str, Tensor],
-    optimizer: torch.optim.Optimizer,
+    optimizers: list[torch.optim.Optimizer],
     average: dict[str, Tensor],
     ledger: Ledger,
 ) -> None:
@@ -239,7 +257,7 @@ def _save(
     state = {
         "step": step,
         "module": {name: value.detach() for name, value in kept.items()},
-        "optimizer": optimizer.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         "average": average,
         "ledgers": ledgers,
     }
@@ -251,7 +269,7 @@ def _save(
 def _resume(
     path: Path,
     module: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizers: list[torch.optim.Optimizer],
     average: dict[str, Tensor],
     ledger: Ledger,
 ) -> int:
@@ -272,7 +290,8 @@ def _resume(
             names = sorted(state["average"].keys() ^ average.keys())
             raise ValueError(f"{len(names)} tensors are in one of them alone, such as {names[0]}")
         module.load_state_dict({**module.state_dict(), **state["module"]})
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
     except (RuntimeError, ValueError, KeyError) as error:
         raise WeightsError(
             f"the checkpoint {path} does not fit this model ({str(error).splitlines()[0]})",
