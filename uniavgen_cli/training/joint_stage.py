@@ -24,7 +24,7 @@ from uniavgen_cli.training.trainer import Batch, Stage, Watch
 
 FPS, MEL_HZ = 16, 100
 FACE_WEIGHT = 2.0  # of a latent cell that the face fills in a single picture, against 1 elsewhere
-EXPRESSION_WEIGHT = 8.0  # and of one that brows, eyes or mouth fill there: an emotion shows in four cells of 64
+EXPRESSION_WEIGHT = 8.0  # and of one that brows, eyes or mouth fill: an emotion shows in four cells of 64
 MOUTH_WEIGHT = 40.0  # of a latent cell that the mouth fills in a clip: it is one or two cells of 64
 AUDIO_PARTS = (  # of the joint model's parameters
     "audio_",
