@@ -35,7 +35,7 @@ AUDIO_PARTS = (  # of the joint model's parameters
     "time_embedding_audio.",
     "time_projection_audio.",
 )
-BLOCKS = ("blocks.", "audio_blocks.", "a2v_blocks.", "v2a_blocks.")
+BLOCKS = ("blocks.", "audio_blocks.", "a2v_blocks.", "v2a_blocks.")  # whose matrices Muon steers
 EVEN_FROM = 0.4  # below this t all errors of a clean picture count alike
 MASK_UNTIL = 0.8  # of the steps: from there on nobody says where the face is
 MAX_GIVEN_LATENTS = 10  # of a continuation: 37 frames
