@@ -179,7 +179,8 @@ def _planned(request: Request, preset: Preset) -> Plan:
     speech = (speech or "").strip()
     if request.steps is not None and not 1 <= request.steps <= 1000:
         raise UsageError(
-            f"--steps {request.steps} is outside 1..1000", "5 is usual for nano, 50 for uniavgen"
+            f"--steps {request.steps} is outside 1..1000",
+            f"{preset.sampling.steps} is usual for {preset.name}",
         )
     if request.duration_s is not None and not 0 < request.duration_s < LONGEST_S:
         raise UsageError(f"--duration {request.duration_s:g} is no length", "give seconds, such as 3.5")

@@ -200,10 +200,10 @@ def _optimizers(module: nn.Module, stage: Stage) -> list[torch.optim.Optimizer]:
     Matrices and kernels decay; biases, gains and other vectors do not.
     """
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    hidden = [
-        name for name, p in trained.items() if p.ndim == 2 and len(p) > 1 and name.startswith(stage.muon)
-    ]
-    rest = [p for name, p in trained.items() if name not in set(hidden)]
+    hidden = {
+        name: p for name, p in trained.items() if p.ndim == 2 and len(p) > 1 and name.startswith(stage.muon)
+    }
+    rest = [p for name, p in trained.items() if name not in hidden]
     groups = [
         {"params": [p for p in rest if p.ndim >= 2], "weight_decay": stage.weight_decay},
         {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
@@ -212,10 +212,12 @@ def _optimizers(module: nn.Module, stage: Stage) -> list[torch.optim.Optimizer]:
         torch.optim.AdamW(groups, lr=stage.lr, betas=(0.9, 0.99), fused=True)
     ]
     if hidden:
-        matrices = [trained[name] for name in hidden]
         optimizers.append(
             torch.optim.Muon(
-                matrices, lr=stage.lr, weight_decay=stage.weight_decay, adjust_lr_fn="match_rms_adamw"
+                hidden.values(),
+                lr=stage.lr,
+                weight_decay=stage.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
             )
         )
     return optimizers
