@@ -7,6 +7,7 @@ TEMPORAL_STRIDE = 4  # pixel frames a latent frame, after the first, which stand
 SPATIAL_STRIDE = 16  # pixels a latent cell
 PATCH = 2  # latent cells a token, each way
 SIZE_MULTIPLE = SPATIAL_STRIDE * PATCH
+ROUNDING_S = 0.001  # of the times in an MP4, as some versions of ffmpeg write them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +79,8 @@ def tokens_of_frames(num_frames: int, fps: int, mel_hz: int) -> int:
 
 
 def frames_of_seconds(duration_s: float, fps: int) -> int:
-    """Pixel frames that cover `duration_s`; at least one."""
-    return max(1, math.ceil(duration_s * fps - 1e-6))
+    """Pixel frames that cover `duration_s` but for the rounding of files' times; at least one."""
+    return max(1, math.ceil((duration_s - ROUNDING_S) * fps))
 
 
 def padded_frames(num_frames: int) -> int:
