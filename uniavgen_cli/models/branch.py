@@ -91,10 +91,11 @@ class _NormRotate(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, table: Tensor | None, num_heads: int) -> Tensor:
-        power = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square_()
+        y = x.to(torch.float32, copy=True)  # once: what mixes types takes half as long again
+        power = torch.linalg.vector_norm(y, dim=-1, keepdim=True).square_()
         rms = power.div_(x.shape[-1]).add_(NORM_EPS).rsqrt_()
         ctx.save_for_backward(x, rms, weight, table)
-        y = torch.mul(x, rms).mul_(weight).unflatten(-1, (num_heads, -1))  # ... t h d, float32
+        y = y.mul_(rms).mul_(weight).unflatten(-1, (num_heads, -1))  # ... t h d
         if table is not None:
             torch.view_as_complex(y.unflatten(-1, (-1, 2))).mul_(table)
         heads_first = y.transpose(-3, -2)  # as attention reads it
@@ -107,7 +108,7 @@ class _NormRotate(torch.autograd.Function):
         if table is not None:
             torch.view_as_complex(grad.unflatten(-1, (-1, 2))).mul_(table.conj())
         grad = grad.flatten(-2)
-        normed = x * rms
+        normed = x.to(torch.float32, copy=True).mul_(rms)
         along = grad * normed
         grad_weight = along.flatten(0, -2).sum(0)
         mean = (along @ weight.float()).unsqueeze(-1) / x.shape[-1]
