@@ -28,6 +28,7 @@ from uniavgen_cli.evaluation.probes import Report, kept, taught, unheard
 
 SEED = 7_000_057  # apart from the seeds of model training
 SIDE = 96  # pixels of the square that is looked at
+COLOUR_CELLS = 12  # across and down, whose mean colours are read as they are
 LOOKS = 3  # pictures of a person, each in other clothes and another mood
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "hair_colour": ("none", *HAIRS),
@@ -59,12 +60,16 @@ class LookProbe(nn.Module):
         self.trunk = nn.Sequential(
             *_layer(3, 24, 2), *_layer(24, 32, 2), *_layer(32, 48, 1), *_layer(48, 64, 2), *_layer(64, 96, 2)
         )
-        self.hidden = nn.Sequential(nn.Flatten(), nn.Linear(96 * (SIDE // 16) ** 2, 192), nn.GELU())
+        # norms take away how light a picture is, and skins differ by little else
+        self.colours = nn.AdaptiveAvgPool2d(COLOUR_CELLS)
+        inside = 96 * (SIDE // 16) ** 2 + 3 * COLOUR_CELLS**2
+        self.hidden = nn.Sequential(nn.Linear(inside, 192), nn.GELU())
         self.attributes = nn.ModuleDict({n: nn.Linear(192, len(v)) for n, v in ATTRIBUTES.items()})
         self.people = nn.Linear(192, 48)
 
     def forward(self, pictures: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        x = self.hidden(self.trunk(pictures))  # (n, 192)
+        seen = torch.cat((self.trunk(pictures).flatten(1), self.colours(pictures).flatten(1)), dim=1)
+        x = self.hidden(seen)  # (n, 192)
         named = {name: head(x) for name, head in self.attributes.items()}
         return named, F.normalize(self.people(x), dim=-1)
 
@@ -123,8 +128,8 @@ def elsewhere(who: Identity, other: Identity) -> Identity:
 
 def train_look_probe(
     *,
-    steps: int = 900,
-    num_people: int = 900,
+    steps: int = 1600,
+    num_people: int = 2400,
     batch_size: int = 32,
     seed: int = SEED,
     report: Report = unheard,

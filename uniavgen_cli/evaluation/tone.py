@@ -93,13 +93,13 @@ def spoken_voice(seed: int, number: int, utterances: int = UTTERANCES) -> Speake
 
 def train_tone_probe(
     *,
-    steps: int = 1200,
-    num_voices: int = 700,
+    steps: int = 2400,
+    num_voices: int = 2000,
     batch_size: int = 24,
     seed: int = SEED,
     report: Report = unheard,
 ) -> ToneProbe:
-    """A probe trained on `num_voices` made for it, in pairs of sentences; about three minutes on one core."""
+    """A probe trained on `num_voices` made for it, in pairs of sentences; about five minutes on one core."""
     speakers = [spoken_voice(seed, number) for number in range(num_voices)]
     return taught(
         ToneProbe,
