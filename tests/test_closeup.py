@@ -14,7 +14,7 @@ from uniavgen_cli.engine.conditions import seen_frames
 from uniavgen_cli.engine.engine import Engine
 from uniavgen_cli.engine.request import Request, check
 from uniavgen_cli.errors import InputError
-from uniavgen_cli.media.closeup import CloseUp, find_closeup, square_of
+from uniavgen_cli.media.closeup import CloseUp, find_closeup, moved_within, square_of
 from uniavgen_cli.media.video import read_frames, write_clip
 
 
@@ -84,7 +84,8 @@ def test_what_is_written_is_as_large_as_it_is_worth_or_as_asked(
 
 def test_a_face_in_its_place_has_all_of_its_square_and_none_has_no_closeup() -> None:
     usual = sample_clip(5, 0, lengths=(49,), sizes=((128, 128),)).draw().frames[0]
-    assert find_closeup(usual, SHARE) == square_of(128, 128)
+    near = find_closeup(usual, SHARE)
+    assert near is not None and near.face is not None and replace(near, face=None) == square_of(128, 128)
     wide = cv2.copyMakeBorder(usual, 0, 0, 0, 40, cv2.BORDER_REPLICATE)
     near = find_closeup(wide, SHARE)
     assert near is not None and near.side == pytest.approx(128, rel=0.2)
@@ -133,6 +134,28 @@ def test_what_has_not_moved_stays_as_sharp_as_it_was() -> None:
     laid = near.laid(moved[None], picture, still)[0].astype(int)
     assert np.abs(laid[:128] - picture[:128]).max() <= 6
     assert np.abs(laid[170:190, 100:156] - 20).max() <= 8
+
+
+def test_of_a_known_face_mouth_and_eyes_move_in_the_light_of_the_picture() -> None:
+    picture = drawn(0.8, height=256, width=256)
+    frame = picture.frames[0]
+    near = find_closeup(frame, SHARE)
+    assert near is not None
+    still = near.cut(frame, 128)
+    brighter = np.clip(still.astype(int) + 20, 0, 255).astype(np.uint8)
+    painted = brighter.copy()
+    scale = 128 / near.side
+    corner = np.array([near.left, near.top] * 2)
+    left, top, right, bottom = ((picture.mouth_boxes[0] - corner) * scale).astype(int)
+    row, column = (top + bottom) // 2, (left + right) // 2
+    painted[row - 2 : row + 3, column - 6 : column + 7] = 0  # an open mouth
+    painted[:12] = 255  # and what nobody asked for
+    moved = moved_within(near._moving(128), painted, still).astype(int)
+    change = np.abs(moved - still).max(-1)
+    assert change[:24].max() == 0 and change[:, :20].max() == 0
+    assert moved[row, column].max() < 40 < still[row, column].min()
+    ring = moved_within(near._moving(128), brighter, still).astype(int)
+    assert np.abs(ring - still).max() <= 6  # lighter as a whole is no movement
 
 
 def test_the_small_face_moves_and_nothing_else(tmp_path: Path) -> None:
