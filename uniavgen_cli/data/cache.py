@@ -54,14 +54,14 @@ def build(
 
     Without `vae` only the sound is kept, in `audio-*.safetensors`; with it only the picture, in
     `video-*.safetensors`, of heads that move `liveliness` times as much as people's; a share `photographic`
-    of them is framed, lit and grained as photographs are.
+    of them is made more like photographs.
     Shards that are there already are left alone, so a run that was cut goes on. Raises InputError for ones
     that were made otherwise.
     """
     kind = "audio" if vae is None else "video"
     how = f"seed {seed}"
     if vae is not None:
-        how += f", liveliness {liveliness:g}, photographic {photographic:g}, VAE {vae.digest}"
+        how += f", liveliness {liveliness:g}, like photographs {photographic:g}, VAE {vae.digest}"
     starts = _missing(out, kind, range(first, first + count, SHARD), how)
     done = count - len(starts) * SHARD
     yield from _written(
@@ -209,7 +209,9 @@ def _write_shard(
         else:
             clip = replace(clip, motion=clip.motion.calmer(liveliness))
             rng = np.random.default_rng([seed, index, PHOTOGRAPHS])
-            drawn = photographed(clip, rng) if rng.random() < photographic else None
+            drawn = clip.draw()
+            if rng.random() < photographic:
+                drawn = photographed(drawn, rng)
             arrays = picture_arrays(clip, codec, drawn)
         tensors.update({f"{index}/{name}": value.contiguous() for name, value in arrays.items()})
     path = _shard(out, "audio" if codec is None else "video", start)

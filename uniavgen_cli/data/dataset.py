@@ -31,7 +31,8 @@ from uniavgen_cli.shapes import ClipSpec
 FPS = 16
 MEL_HZ = 100
 LENGTHS = (33, 49, 81)  # pixel frames; a clip takes the shortest that holds its speech
-SIZES = ((128, 128), (128, 128), (128, 128), (128, 160), (160, 128), (128, 192), (192, 128))
+# Nearly all squares: a face that is found is seen in one, whatever the picture's shape (media/closeup.py).
+SIZES = (*((128, 128),) * 20, (128, 160), (160, 128), (128, 192), (192, 128))
 REFERENCE_TOKENS = 250  # of another sentence in the same voice
 PICTURES = 1  # a stream of random numbers of its own beside the clips'
 
