@@ -12,6 +12,7 @@ from tiny_model import write_tiny_preset
 from torch import Tensor, nn
 
 from uniavgen_cli.codecs.caption import CaptionConfig, CaptionEncoder
+from uniavgen_cli.codecs.speech_tokens import MANNERS
 from uniavgen_cli.codecs.video_vae import VideoVAE, VideoVAEConfig
 from uniavgen_cli.config import Preset, load_preset, weights_folder
 from uniavgen_cli.data import cache
@@ -135,7 +136,12 @@ def bank(tiny: Preset) -> joint.ClipBank:
     clips = []
     for index in range(3):
         clip = sample_clip(3, index, lengths=(33,), sizes=((64, 64),))
-        texts = {"text": clip.text, "reference_text": clip.reference_text, "caption": clip.caption.text}
+        texts = {
+            "text": clip.text,
+            "reference_text": clip.reference_text,
+            "caption": clip.caption.text,
+            "emotion": clip.emotion,
+        }
         tensors = {**cache.sound_arrays(clip), **cache.picture_arrays(clip, vae)}
         clips.append(cache.CachedClip(tensors, texts))
     return joint.ClipBank(clips, captions)
@@ -182,6 +188,20 @@ def test_every_task_comes_by_its_odds_and_gives_what_its_row_says(tiny: Preset, 
     )
     assert seen[False, True] / 120 == pytest.approx(no_a2v, abs=0.12)
     assert seen[True, False] / 120 == pytest.approx(no_v2a, abs=0.12)
+
+
+def test_the_speech_text_names_the_emotion_of_some_clips(tiny: Preset, bank: joint.ClipBank) -> None:
+    emotions = bank.groups[0].texts["emotion"]
+    loud = sum(emotion in MANNERS for emotion in emotions) / len(emotions)
+    assert loud > 0
+    for share in (0.0, 0.5):
+        mannered = how(manner_told=share, dropped=0.0, odds={"generate": 1.0})
+        stage = joint.joint_stage(tiny_model(tiny), bank, mannered)
+        firsts = torch.cat([stage.batch(step)["speech"][:, 0] for step in range(60)])
+        marks = firsts[firsts <= len(MANNERS)]
+        assert len(marks) / len(firsts) == pytest.approx(share * loud, abs=0.1 * (share > 0))
+        told = set(marks.tolist())
+        assert told <= {1 + MANNERS.index(emotion) for emotion in emotions if emotion in MANNERS}
 
 
 def test_odds_of_what_is_no_task_are_refused(tiny: Preset, bank: joint.ClipBank) -> None:

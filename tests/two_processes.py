@@ -73,7 +73,12 @@ def talking_stage(preset: Preset) -> Stage:
     clips = []
     for index in range(2):
         clip = sample_clip(5, index, lengths=(33,), sizes=((64, 64),))
-        texts = {"text": clip.text, "reference_text": clip.reference_text, "caption": clip.caption.text}
+        texts = {
+            "text": clip.text,
+            "reference_text": clip.reference_text,
+            "caption": clip.caption.text,
+            "emotion": clip.emotion,
+        }
         tensors = {**cache.sound_arrays(clip), **cache.picture_arrays(clip, codec)}
         clips.append(cache.CachedClip(tensors, texts))
     torch.manual_seed(0)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from uniavgen_cli.codecs import CaptionReader, PictureCodec
 from uniavgen_cli.codecs.mel import PEAK, log_mel, normalize
-from uniavgen_cli.codecs.speech_tokens import character_indices, speech_indices, speech_tokens
+from uniavgen_cli.codecs.speech_tokens import character_indices, in_manner, speech_indices, speech_tokens
+from uniavgen_cli.data.captions import emotion_named
 from uniavgen_cli.data.voice import place_phonemes, retime, time_phonemes
 from uniavgen_cli.diffusion.sampler import Given, State
 from uniavgen_cli.engine.request import Plan
@@ -152,7 +153,8 @@ class Preparer:
         )
         prior = None if self._prior is None else self._prior.expand(1, spec.latent_frames, -1).contiguous()
         before_it = reference_text + " " if reference_text else ""
-        positive_speech, positive_lengths = pad_tokens([self._indices(before_it + said.text)])
+        text = said.text if self.vocabulary else in_manner(said.text, emotion_named(plan.caption))
+        positive_speech, positive_lengths = pad_tokens([self._indices(before_it + text)])
         negative_speech, negative_lengths = pad_tokens([self._indices(before_it)])
         return Prepared(
             given=Given(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from uniavgen_cli.codecs import CaptionReader
-from uniavgen_cli.codecs.speech_tokens import character_indices
+from uniavgen_cli.codecs.speech_tokens import character_indices, in_manner
 from uniavgen_cli.data.cache import CachedClip, CachedPictures
 from uniavgen_cli.data.dataset import REFERENCE_TOKENS
 from uniavgen_cli.diffusion.sampler import Given, State, noise
@@ -39,6 +39,7 @@ BLOCKS = ("blocks.", "audio_blocks.", "a2v_blocks.", "v2a_blocks.")  # whose mat
 EVEN_FROM = 0.4  # below this t all errors of a clean picture count alike
 MASK_UNTIL = 0.8  # of the steps: from there on nobody says where the face is
 MAX_GIVEN_LATENTS = 10  # of a continuation: 37 frames
+LIPS_ALONE = 0.5  # share of the dubbed clips of which nobody tells what is said
 SAID_BY_ANOTHER = 0.5  # share of the continuations with a reference voice whose given sound is another's
 
 
@@ -61,6 +62,7 @@ class JointTraining:
     hold_audio: bool = False  # the audio branch's own weights stay; what passes between the branches learns
     bf16: bool = True
     untold: float = 0.5  # share of given voices whose words are not told
+    manner_told: float = 0.0  # share of the clips whose emotion the speech text names; else the face shows it
     muon: bool = False  # steers the blocks' matrices in AdamW's place: dearer steps, and fewer of them
     lora_rank: int = 0  # of adapters, which learn instead of the model's own weights; 0: without
     lora_alpha: float = 16.0  # their sum counts alpha / rank times
@@ -221,11 +223,14 @@ def _sound_batch(
     mel, phonemes = clips.tensors["mel"].float(), clips.tensors["phonemes"].long()
     size = len(mel)
     texts = clips.texts["text"]
+    if how.manner_told:
+        told = zip(texts, clips.texts["emotion"], rng.random(size) < how.manner_told, strict=True)
+        texts = [in_manner(text, emotion) if mark else text for text, emotion, mark in told]
     silent = rng.random(size) < how.dropped
     if row.given_audio == "all":
         silent[:] = True  # the given sound says it
     elif row.given_video == "all":
-        silent |= rng.random(size) < 0.3  # lips alone decide
+        silent |= rng.random(size) < LIPS_ALONE
         phonemes = torch.stack([_jittered(line, rng) for line in phonemes])  # timing must come from the lips
     mute = torch.from_numpy(silent)
     phonemes = phonemes.masked_fill(mute[:, None], 0)

@@ -87,7 +87,7 @@ def _joint(
 ) -> Stage:
     """The joint model on the clips in the folder `data`: what `uniavgen prepare` made there, or drawn ones.
 
-    Drawn are `clips` of them, with heads of that `liveliness` and that share framed and lit as photographs
+    Drawn are `clips` of them, with heads of that `liveliness` and that share made more like photographs
     are, and as many `pictures` of people of that `variety`, where they are not yet there; prepared clips'
     pictures are their first. `start_from` is an index of weights, or "installed" for the preset's own.
     Every `mask_every` steps M is held against the faces of unseen people, the last `held_out` clips of
