@@ -17,7 +17,7 @@ from uniavgen_cli.codecs import PictureCodec
 from uniavgen_cli.codecs.mel import log_mel, normalize, peak_normalize
 from uniavgen_cli.codecs.video_vae import VideoVAE, VideoVAEConfig
 from uniavgen_cli.data.avatar import Rendered
-from uniavgen_cli.data.dataset import REFERENCE_TOKENS, SpeakingClip, sample_clip, sample_picture
+from uniavgen_cli.data.dataset import REFERENCE_TOKENS, SpeakingClip, as_seen, sample_clip, sample_picture
 from uniavgen_cli.data.photograph import photographed
 from uniavgen_cli.data.voice import place_phonemes
 from uniavgen_cli.errors import InputError
@@ -53,15 +53,15 @@ def build(
     """Draw and speak clips `first` to `first + count` of the data set `seed`; yields the clips done so far.
 
     Without `vae` only the sound is kept, in `audio-*.safetensors`; with it only the picture, in
-    `video-*.safetensors`, of heads that move `liveliness` times as much as people's; a share `photographic`
-    of them is made more like photographs.
+    `video-*.safetensors`, of heads as close-ups show them, which move `liveliness` times as much as people's; a
+    share `photographic` of them is made more like photographs.
     Shards that are there already are left alone, so a run that was cut goes on. Raises InputError for ones
     that were made otherwise.
     """
     kind = "audio" if vae is None else "video"
     how = f"seed {seed}"
     if vae is not None:
-        how += f", liveliness {liveliness:g}, like photographs {photographic:g}, VAE {vae.digest}"
+        how += f", liveliness {liveliness:g}, as seen, like photographs {photographic:g}, VAE {vae.digest}"
     starts = _missing(out, kind, range(first, first + count, SHARD), how)
     done = count - len(starts) * SHARD
     yield from _written(
@@ -207,7 +207,7 @@ def _write_shard(
                 "emotion": clip.emotion,
             }
         else:
-            clip = replace(clip, motion=clip.motion.calmer(liveliness))
+            clip = replace(clip, identity=as_seen(clip.identity), motion=clip.motion.calmer(liveliness))
             rng = np.random.default_rng([seed, index, PHOTOGRAPHS])
             drawn = clip.draw()
             if rng.random() < photographic:

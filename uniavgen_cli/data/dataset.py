@@ -31,8 +31,9 @@ from uniavgen_cli.shapes import ClipSpec
 FPS = 16
 MEL_HZ = 100
 LENGTHS = (33, 49, 81)  # pixel frames; a clip takes the shortest that holds its speech
-# Nearly all squares: a face that is found is seen in one, whatever the picture's shape (media/closeup.py).
-SIZES = (*((128, 128),) * 20, (128, 160), (160, 128), (128, 192), (192, 128))
+SIZES = ((128, 128),)  # a face that is found is seen in a square, whatever the picture's shape
+SCALE, PLACE = 0.98, (0.0, 0.515)  # of a drawn face as large and in the place as close-ups show faces,
+FOUND = 0.4  # and the share of how people differ in both that a detector's errors leave
 REFERENCE_TOKENS = 250  # of another sentence in the same voice
 PICTURES = 1  # a stream of random numbers of its own beside the clips'
 
@@ -109,6 +110,12 @@ def sample_clip(
         reference_text=reference_text,
         motion=sample_motion(rng, num_frames, FPS, emotion),
     )
+
+
+def as_seen(who: Identity) -> Identity:
+    """The same person about as large and in the place as a close-up (media/closeup.py) shows faces."""
+    x, y = (middle + FOUND * (at - middle) for at, middle in zip(who.position, PLACE, strict=True))
+    return replace(who, scale=SCALE + FOUND * (who.scale - SCALE), position=(x, y))
 
 
 @dataclass(frozen=True)

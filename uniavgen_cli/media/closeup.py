@@ -10,9 +10,9 @@ from uniavgen_cli.media.face import Box, choose_face, detect_faces
 from uniavgen_cli.media.image import resized
 
 MOUTH = 0.29  # of the face's height that the mouth lies below its middle
-MOUTH_PLACE = (0.5, 0.655)  # of the close-up's side, across and down, where nano learnt mouths to be
-ASTRAY = (0.12, 0.035)  # of the side that a mouth may lie beside that place: at 0.06 lips follow less
-AS_LARGE = (0.8, 1.35)  # of the usual height a face may have
+MOUTH_PLACE = (0.5, 0.668)  # of the close-up's side, across and down, where nano learnt mouths to be
+ASTRAY = (0.02, 0.02)  # of the side that a mouth may lie beside that place
+AS_LARGE = (0.93, 1.08)  # of the usual height a face may have
 SURE_SCORE = 0.7  # of the face: what is less may be a leaf, and is not worth leaving the picture for
 SEAM = 0.1  # of the side over which the close-up goes over into the picture around it
 LONGEST = 1024  # pixels of the written picture's long side
@@ -166,9 +166,8 @@ def find_closeup(picture: np.ndarray, face_share: float, face_index: int = 0) ->
     low, high = AS_LARGE
     if height == width and low <= tall / short <= high and all(np.less_equal(astray, ASTRAY)):
         return replace(square_of(height, width), face=face.box)
-    size = round(max(min(tall, short), tall / high))
+    size = round(tall)
     left, top = (round(at - place * size) for at, place in zip(mouth, MOUTH_PLACE, strict=True))
-    left = round(np.clip(left, min(0, width - size), max(0, width - size)))  # a face may be beside the middle
     return replace(square_of(height, width), left=left, top=top, side=size, face=face.box)
 
 
