@@ -9,12 +9,12 @@ import pytest
 
 from uniavgen_cli.config import load_preset
 from uniavgen_cli.data.avatar import Rendered, render, sample_identity, sample_motion
-from uniavgen_cli.data.dataset import sample_clip
+from uniavgen_cli.data.dataset import as_seen, sample_clip
 from uniavgen_cli.engine.conditions import seen_frames
 from uniavgen_cli.engine.engine import Engine
 from uniavgen_cli.engine.request import Request, check
 from uniavgen_cli.errors import InputError
-from uniavgen_cli.media.closeup import CloseUp, find_closeup, moved_within, square_of
+from uniavgen_cli.media.closeup import MOUTH, MOUTH_PLACE, CloseUp, find_closeup, moved_within, square_of
 from uniavgen_cli.media.video import read_frames, write_clip
 
 
@@ -96,6 +96,19 @@ def test_a_face_in_its_place_has_all_of_its_square_and_none_has_no_closeup() -> 
     assert find_closeup(picture, SHARE) is None
     with pytest.raises(InputError, match="no face number 3"):
         find_closeup(drawn(0.4).frames[0], SHARE, face_index=3)
+
+
+def test_faces_are_learnt_in_the_place_and_size_in_which_closeups_show_them() -> None:
+    shares, mouths = [], []
+    for index in range(16):
+        clip = sample_clip(5, index, lengths=(33, 49, 81))
+        still = clip.motion.calmer(0.25)
+        boxes = replace(clip, identity=as_seen(clip.identity), motion=still).draw().face_boxes
+        x0, y0, x1, y1 = boxes.mean(0) / 128
+        shares.append(y1 - y0)
+        mouths.append(((x0 + x1) / 2, (y0 + y1) / 2 + MOUTH * (y1 - y0)))
+    assert np.mean(shares) == pytest.approx(SHARE, abs=0.02) and np.std(shares) < 0.03
+    assert np.mean(mouths, 0) == pytest.approx(MOUTH_PLACE, abs=0.015) and np.std(mouths, 0).max() < 0.03
 
 
 def test_what_was_cut_out_is_laid_back_where_it_was() -> None:

@@ -53,8 +53,8 @@ def build(
     """Draw and speak clips `first` to `first + count` of the data set `seed`; yields the clips done so far.
 
     Without `vae` only the sound is kept, in `audio-*.safetensors`; with it only the picture, in
-    `video-*.safetensors`, of heads as close-ups show them, which move `liveliness` times as much as people's; a
-    share `photographic` of them is made more like photographs.
+    `video-*.safetensors`, of heads as close-ups show them, which move `liveliness` times as much as people's;
+    a share `photographic` of them is made more like photographs.
     Shards that are there already are left alone, so a run that was cut goes on. Raises InputError for ones
     that were made otherwise.
     """
