@@ -125,6 +125,8 @@ def moved_within(parts: Sequence[np.ndarray], frame: np.ndarray, still: np.ndarr
 
     Its light is the still picture's: a part is laid in by its differences (Perez et al. 2003, in OpenCV).
     """
+    if np.array_equal(frame, still):
+        return still  # to the pixel
     whole = still
     for part in parts:
         inside = np.zeros(part.shape, np.uint8)
