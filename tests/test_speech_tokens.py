@@ -5,28 +5,18 @@ from pathlib import Path
 import pytest
 
 from uniavgen_cli.codecs.speech_tokens import (
-    MANNERS,
     character_indices,
-    in_manner,
     language_of,
     num_syllables,
     read_vocabulary,
     speech_indices,
     speech_tokens,
 )
-from uniavgen_cli.data.avatar import EMOTIONS
 from uniavgen_cli.errors import UsageError, WeightsError
 
 
 def test_nano_counts_characters() -> None:
     assert character_indices("Hi é") == [72, 105, 32, 0]
-
-
-def test_every_emotion_but_neutral_has_a_mark_of_its_own() -> None:
-    assert set(MANNERS) | {"neutral"} == set(EMOTIONS)
-    marks = {character_indices(in_manner("Hi", emotion))[0] for emotion in MANNERS}
-    assert marks == set(range(1, 7)) and not any(chr(mark).isprintable() for mark in marks)
-    assert in_manner("Hi", "neutral") == "Hi" and in_manner("", "sad") == ""
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ from tiny_model import write_tiny_preset
 from torch import Tensor, nn
 
 from uniavgen_cli.codecs.caption import CaptionConfig, CaptionEncoder
-from uniavgen_cli.codecs.speech_tokens import MANNERS
 from uniavgen_cli.codecs.video_vae import VideoVAE, VideoVAEConfig
 from uniavgen_cli.config import Preset, load_preset, weights_folder
 from uniavgen_cli.data import cache
 from uniavgen_cli.data.dataset import sample_clip, sample_picture
+from uniavgen_cli.data.voice import MANNERS, PHONEMES
 from uniavgen_cli.engine.tasks import TASKS
 from uniavgen_cli.errors import InputError, WeightsError
 from uniavgen_cli.models.state_dict import load_module
@@ -190,18 +190,19 @@ def test_every_task_comes_by_its_odds_and_gives_what_its_row_says(tiny: Preset, 
     assert seen[True, False] / 120 == pytest.approx(no_v2a, abs=0.12)
 
 
-def test_the_speech_text_names_the_emotion_of_some_clips(tiny: Preset, bank: joint.ClipBank) -> None:
-    emotions = bank.groups[0].texts["emotion"]
-    loud = sum(emotion in MANNERS for emotion in emotions) / len(emotions)
+def test_the_phonemes_tell_the_emotion_of_some_clips(tiny: Preset, bank: joint.ClipBank) -> None:
+    emotions = [MANNERS.index(emotion) for emotion in bank.groups[0].texts["emotion"]]
+    loud, vocab = np.mean(np.array(emotions) > 0), tiny.model["phoneme_vocab"]
     assert loud > 0
     for share in (0.0, 0.5):
         mannered = how(manner_told=share, dropped=0.0, odds={"generate": 1.0})
         stage = joint.joint_stage(tiny_model(tiny), bank, mannered)
-        firsts = torch.cat([stage.batch(step)["speech"][:, 0] for step in range(60)])
-        marks = firsts[firsts <= len(MANNERS)]
-        assert len(marks) / len(firsts) == pytest.approx(share * loud, abs=0.1 * (share > 0))
-        told = set(marks.tolist())
-        assert told <= {1 + MANNERS.index(emotion) for emotion in emotions if emotion in MANNERS}
+        batches = [stage.batch(step)["phonemes"] for step in range(60)]
+        manners = torch.cat([phonemes // vocab for phonemes in batches])
+        assert (manners == manners[:, -1:]).all()
+        assert (manners[:, 0] > 0).float().mean() == pytest.approx(share * loud, abs=0.1 * (share > 0))
+        assert set(manners.unique().tolist()) <= {0, *emotions}
+        assert max(int((phonemes % vocab).max()) for phonemes in batches) < len(PHONEMES)
 
 
 def test_odds_of_what_is_no_task_are_refused(tiny: Preset, bank: joint.ClipBank) -> None:

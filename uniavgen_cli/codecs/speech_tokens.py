@@ -15,8 +15,6 @@ from typing import Any
 from uniavgen_cli.errors import UsageError, WeightsError
 
 NUM_CHARACTERS = 128
-# Told to nano by a control character before the text, which no typed text has. Their order is in its weights.
-MANNERS = ("happy", "sad", "angry", "surprised", "afraid", "disgusted")
 LANGUAGES = ("auto", "en", "zh")
 _IDEOGRAPH = re.compile(r"[\u3100-\u9fff]")
 _STANDS_APART = " :'\""  # after one of these an English word needs no space
@@ -25,11 +23,6 @@ _STANDS_APART = " :'\""  # after one of these an English word needs no space
 def character_indices(text: str) -> list[int]:
     """Nano's: the ASCII code of each character; 0, a filler, for any other."""
     return [code if (code := ord(c)) < NUM_CHARACTERS else 0 for c in text]
-
-
-def in_manner(text: str, emotion: str) -> str:
-    """Nano's speech text to be said in an emotion, which its first character tells; "neutral" has none."""
-    return chr(1 + MANNERS.index(emotion)) + text if text and emotion in MANNERS else text
 
 
 def language_of(text: str, asked: str = "auto") -> str:

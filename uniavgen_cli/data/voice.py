@@ -20,7 +20,7 @@ from uniavgen_cli.data.sentences import sample_sentence
 from uniavgen_cli.errors import InputError, UniAVGenError
 
 __all__ = [
-    "PHONEMES", "PROSODY", "SAMPLE_RATE", "VOICES", "Prosody", "Spoken", "TimedPhoneme", "Voice",
+    "MANNERS", "PHONEMES", "PROSODY", "SAMPLE_RATE", "VOICES", "Prosody", "Spoken", "TimedPhoneme", "Voice",
     "check_sayable", "mouth_track", "place_phonemes", "retime", "sample_sentence", "sample_voice", "speak",
     "time_phonemes", "time_speech",
 ]  # fmt: skip
@@ -97,6 +97,8 @@ PROSODY = {
     "afraid": Prosody(22, 30, 1.14, 0.45),
     "disgusted": Prosody(-8, 62, 0.9, 0.55),
 }
+
+MANNERS = tuple(PROSODY)  # of speaking, as a model counts them; the first is none in particular
 
 
 @dataclass(frozen=True)

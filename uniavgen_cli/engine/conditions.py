@@ -12,9 +12,9 @@ from torch import Tensor
 
 from uniavgen_cli.codecs import CaptionReader, PictureCodec
 from uniavgen_cli.codecs.mel import PEAK, log_mel, normalize
-from uniavgen_cli.codecs.speech_tokens import character_indices, in_manner, speech_indices, speech_tokens
+from uniavgen_cli.codecs.speech_tokens import character_indices, speech_indices, speech_tokens
 from uniavgen_cli.data.captions import emotion_named
-from uniavgen_cli.data.voice import place_phonemes, retime, time_phonemes
+from uniavgen_cli.data.voice import MANNERS, place_phonemes, retime, time_phonemes
 from uniavgen_cli.diffusion.sampler import Given, State
 from uniavgen_cli.engine.request import Plan
 from uniavgen_cli.engine.seams import evened, pixels_of
@@ -147,14 +147,12 @@ class Preparer:
         reference_audio, reference_ids, reference_text = voice or (None, np.zeros(0, np.int64), "")
 
         said = plan.said_in(window)
-        phonemes = said.phonemes
-        placed = (
-            place_phonemes(phonemes, spec.audio_tokens) if phonemes else np.zeros(spec.audio_tokens, np.int64)
-        )
+        placed = np.zeros(spec.audio_tokens, np.int64)
+        if said.phonemes:
+            placed = place_phonemes(said.phonemes, spec.audio_tokens) + self._manner
         prior = None if self._prior is None else self._prior.expand(1, spec.latent_frames, -1).contiguous()
         before_it = reference_text + " " if reference_text else ""
-        text = said.text if self.vocabulary else in_manner(said.text, emotion_named(plan.caption))
-        positive_speech, positive_lengths = pad_tokens([self._indices(before_it + text)])
+        positive_speech, positive_lengths = pad_tokens([self._indices(before_it + said.text)])
         negative_speech, negative_lengths = pad_tokens([self._indices(before_it)])
         return Prepared(
             given=Given(
@@ -178,6 +176,14 @@ class Preparer:
                 face_prior=prior,
             ),
         )
+
+    @property
+    def _manner(self) -> int:
+        """What is added to phonemes that are said in the emotion that the prompt asks for."""
+        model = self.plan.preset.model
+        if not model.get("manners"):
+            return 0
+        return int(model["phoneme_vocab"]) * MANNERS.index(emotion_named(self.plan.caption))
 
     def _indices(self, text: str) -> list[int]:
         if self.vocabulary is None:

@@ -74,19 +74,25 @@ class SpeechTextEncoder(nn.Module):
 
 
 class PlacedPhonemes(nn.Module):
-    """Phonemes placed on the audio tokens at their times, each seeing its neighbours; id 0 is no phoneme."""
+    """Phonemes placed on the audio tokens at their times, each seeing its neighbours; id 0 is no phoneme.
 
-    def __init__(self, vocab: int, dim: int) -> None:
+    Of a model that knows `manners` of speaking, of which 0 is none, an id is phoneme + vocab * manner.
+    """
+
+    def __init__(self, vocab: int, dim: int, manners: int = 0) -> None:
         super().__init__()
+        self.vocab = vocab
+        self.manner = nn.Embedding(manners, dim, padding_idx=0) if manners else None
         self.embedding = nn.Embedding(vocab, dim, padding_idx=0)
         self.conv = nn.Conv1d(dim, dim, CONV_KERNEL, padding=CONV_KERNEL // 2, groups=dim)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, phonemes: Tensor) -> Tensor:
         """phonemes (b, t) -> (b, t, dim), to be added to the audio tokens."""
-        x = self.embedding(phonemes)
+        x = self.embedding(phonemes % self.vocab)
         x = x + self.conv(x.transpose(1, 2)).transpose(1, 2)
-        return self.proj(functional.silu(x))
+        x = self.proj(functional.silu(x))
+        return x if self.manner is None else x + self.manner(phonemes // self.vocab)
 
 
 def pad_tokens(texts: list[list[int]]) -> tuple[Tensor, tuple[int, ...]]:

@@ -36,7 +36,8 @@ CLEAN_FLOOR = 0.05  # of t, where clean latents are divided by it
 class UniAVGenConfig:
     """Sizes of the model, and what its video head gives.
 
-    `interaction_blocks` count from 0, `phoneme_vocab` 0 means no placed phonemes.
+    `interaction_blocks` count from 0, `phoneme_vocab` 0 means no placed phonemes, `manners` 0 that their ids
+    tell of no manner of speaking.
     """
 
     video_dim: int
@@ -57,6 +58,7 @@ class UniAVGenConfig:
     mel_bins: int = 80
     patch: tuple[int, int, int] = (1, 2, 2)
     phoneme_vocab: int = 0
+    manners: int = 0
     clean_video: bool = False  # the video head gives clean latents, and where the reference frame is kept
 
     def __post_init__(self) -> None:
@@ -180,7 +182,9 @@ class UniAVGen(nn.Module):
             config.speech_vocab, config.speech_text_dim, config.speech_conv_blocks
         )
         self.text_proj = nn.Linear(config.speech_text_dim, audio, bias=False)
-        self.phonemes = PlacedPhonemes(config.phoneme_vocab, audio) if config.phoneme_vocab else None
+        self.phonemes = None
+        if config.phoneme_vocab:
+            self.phonemes = PlacedPhonemes(config.phoneme_vocab, audio, config.manners)
         self.time_embedding_audio = _mlp(config.freq_dim, audio, nn.SiLU())
         self.time_projection_audio = nn.Sequential(nn.SiLU(), nn.Linear(audio, 6 * audio))
         self.audio_blocks = nn.ModuleList(

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from uniavgen_cli.codecs import CaptionReader
-from uniavgen_cli.codecs.speech_tokens import character_indices, in_manner
+from uniavgen_cli.codecs.speech_tokens import character_indices
 from uniavgen_cli.data.cache import CachedClip, CachedPictures
 from uniavgen_cli.data.dataset import REFERENCE_TOKENS
+from uniavgen_cli.data.voice import MANNERS
 from uniavgen_cli.diffusion.sampler import Given, State, noise
 from uniavgen_cli.engine.tasks import TASKS, Task
 from uniavgen_cli.models.speech_text import pad_tokens
@@ -62,7 +63,7 @@ class JointTraining:
     hold_audio: bool = False  # the audio branch's own weights stay; what passes between the branches learns
     bf16: bool = True
     untold: float = 0.5  # share of given voices whose words are not told
-    manner_told: float = 0.0  # share of the clips whose emotion the speech text names; else the face shows it
+    manner_told: float = 0.0  # share of the clips whose phonemes tell the emotion; else the face does
     muon: bool = False  # steers the blocks' matrices in AdamW's place: dearer steps, and fewer of them
     lora_rank: int = 0  # of adapters, which learn instead of the model's own weights; 0: without
     lora_alpha: float = 16.0  # their sum counts alpha / rank times
@@ -143,6 +144,8 @@ def joint_stage(
     given = how.odds or {name: row.odds for name, row in TASKS.items()}
     if unknown := sorted(set(given) - set(TASKS)):
         raise ValueError(f"odds of {', '.join(unknown)}: the tasks are {', '.join(TASKS)}")
+    if how.manner_told and not model.config.manners:
+        raise ValueError(f"manner_told {how.manner_told:g} needs a model that knows manners of speaking")
     if how.lora_rank:
         lora.add_adapters(model, how.lora_rank, how.lora_alpha)
     if how.hold_audio:
@@ -164,7 +167,7 @@ def joint_stage(
         if not clips.tensors["reference_mel"].shape[1]:
             task = task.removesuffix("-voice")
         row = TASKS[task]
-        made = _sound_batch(clips, row, how, rng, indices)
+        made = _sound_batch(clips, row, how, rng, indices, model.config.phoneme_vocab)
         made["task"] = task
         made["noise_seed"] = how.seed * 1_000_003 + step
         made["t"] = _times(rng, how.batch_size, how.shift)
@@ -219,13 +222,11 @@ def _sound_batch(
     how: JointTraining,
     rng: np.random.Generator,
     indices: Callable[[str], list[int]],
+    phoneme_vocab: int,
 ) -> Batch:
     mel, phonemes = clips.tensors["mel"].float(), clips.tensors["phonemes"].long()
     size = len(mel)
     texts = clips.texts["text"]
-    if how.manner_told:
-        told = zip(texts, clips.texts["emotion"], rng.random(size) < how.manner_told, strict=True)
-        texts = [in_manner(text, emotion) if mark else text for text, emotion, mark in told]
     silent = rng.random(size) < how.dropped
     if row.given_audio == "all":
         silent[:] = True  # the given sound says it
@@ -233,6 +234,11 @@ def _sound_batch(
         silent |= rng.random(size) < LIPS_ALONE
         phonemes = torch.stack([_jittered(line, rng) for line in phonemes])  # timing must come from the lips
     mute = torch.from_numpy(silent)
+    if how.manner_told:
+        emotions = clips.texts["emotion"]  # of one's own clips in one's own words
+        manners = torch.tensor([MANNERS.index(e) if e in MANNERS else 0 for e in emotions])
+        told = torch.from_numpy(rng.random(size) < how.manner_told)
+        phonemes = phonemes + phoneme_vocab * (manners * told)[:, None]
     phonemes = phonemes.masked_fill(mute[:, None], 0)
     reference = None
     # every command may be given a voice, so audio alone and dubbing learn it as well
