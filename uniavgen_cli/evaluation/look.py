@@ -128,8 +128,8 @@ def elsewhere(who: Identity, other: Identity) -> Identity:
 
 def train_look_probe(
     *,
-    steps: int = 1600,
-    num_people: int = 2400,
+    steps: int = 1500,
+    num_people: int = 2000,
     batch_size: int = 32,
     seed: int = SEED,
     report: Report = unheard,
