@@ -185,6 +185,8 @@ def test_the_small_face_moves_and_nothing_else(tmp_path: Path) -> None:
     double = check(replace(spoken, size=256), preset)
     assert (double.out_height, double.spec.height) == (256, 128)
     assert check(spoken, load_preset("nano", ["clip.closeup=0"])).closeup is None
+    free = check(spoken, load_preset("nano", ["clip.still_head=false"])).closeup
+    assert free == replace(plan.closeup, face=None) != plan.closeup
 
     Engine.from_preset(preset).run(plan).save(out)
     frames = read_frames(out, 16, plan.out_height, plan.out_width).astype(float)

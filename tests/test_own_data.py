@@ -32,7 +32,7 @@ SIZES = {
         "speech_text_dim": 16, "speech_conv_blocks": 1,
     },
     "sampling": {"steps": 10, "skip_block": 1, "video_guidance": 1.0, "audio_guidance": 1.0},
-    "clip": {"max_frames": 33, "min_frames": 33},
+    "clip": {"max_frames": 33, "min_frames": 33, "still_head": False},  # they move theirs
 }  # fmt: skip
 
 

@@ -68,6 +68,7 @@ class Clip(_Section):
     voice_s: float = Field(2.2, gt=0)  # of a given voice that is listened to
     short_side: Annotated[int, AfterValidator(_side)]
     closeup: float = Field(0.0, ge=0, lt=1)  # of a square that a given face is seen to take; 0: none
+    still_head: bool = False  # of a face that is seen so, mouth and eyes alone move
 
 
 class Sampling(_Section):

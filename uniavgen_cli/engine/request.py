@@ -22,6 +22,8 @@ from uniavgen_cli.media.subtitles import Subtitle, read_subtitles
 from uniavgen_cli.shapes import SIZE_MULTIPLE, ClipSpec, fit_size, frames_of_seconds
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from uniavgen_cli.media.closeup import CloseUp
 
 logger = logging.getLogger(__name__)
@@ -307,6 +309,10 @@ def _closeup(
     from uniavgen_cli.media.image import read_image, resized
     from uniavgen_cli.media.video import require_frames
 
+    def found(picture: "np.ndarray") -> "CloseUp | None":
+        near = find_closeup(picture, preset.clip.closeup, request.face_index)
+        return near if near is None or preset.clip.still_head else replace(near, face=None)
+
     side = preset.clip.short_side
     exact = request.size if isinstance(request.size, tuple) else None
     if request.task == "generate" and request.face is None:
@@ -316,7 +322,7 @@ def _closeup(
     if request.face is not None:
         picture = read_image(request.face)
         picture = resized(picture, *exact) if exact else picture
-        near = find_closeup(picture, preset.clip.closeup, request.face_index)
+        near = found(picture)
         return near if near is None or isinstance(request.size, tuple) else near.written(side, request.size)
     if request.video is None:
         return None
@@ -325,7 +331,7 @@ def _closeup(
     fps, count = preset.clip.fps, max(context, 1)
     start_s = _context_start_s(media, context, fps) if context else 0.0
     picture = require_frames(request.video, fps, height, width, start_s=start_s, num_frames=count)[-1]
-    return find_closeup(picture, preset.clip.closeup, request.face_index)
+    return found(picture)
 
 
 def _check_face(plan: Plan) -> None:
