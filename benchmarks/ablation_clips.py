@@ -29,9 +29,7 @@ def drawn_clips(
             clip = stilled(sample_clip(seed, index, lengths=(33,), sizes=((side, side),)))
             arrays = {**cache.sound_arrays(clip), **_seen(clip, codec, patch)}
             tensors.update({f"{index}/{name}": value.contiguous() for name, value in arrays.items()})
-            texts[str(index)] = {
-                "text": clip.text, "reference_text": clip.reference_text, "caption": clip.caption.text,
-            }  # fmt: skip
+            texts[str(index)] = cache.texts_of(clip)
         path.parent.mkdir(parents=True, exist_ok=True)
         told.unlink(missing_ok=True)
         save_file(tensors, path)

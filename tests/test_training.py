@@ -136,14 +136,8 @@ def bank(tiny: Preset) -> joint.ClipBank:
     clips = []
     for index in range(3):
         clip = sample_clip(3, index, lengths=(33,), sizes=((64, 64),))
-        texts = {
-            "text": clip.text,
-            "reference_text": clip.reference_text,
-            "caption": clip.caption.text,
-            "emotion": clip.emotion,
-        }
         tensors = {**cache.sound_arrays(clip), **cache.picture_arrays(clip, vae)}
-        clips.append(cache.CachedClip(tensors, texts))
+        clips.append(cache.CachedClip(tensors, cache.texts_of(clip)))
     return joint.ClipBank(clips, captions)
 
 

@@ -73,14 +73,8 @@ def talking_stage(preset: Preset) -> Stage:
     clips = []
     for index in range(2):
         clip = sample_clip(5, index, lengths=(33,), sizes=((64, 64),))
-        texts = {
-            "text": clip.text,
-            "reference_text": clip.reference_text,
-            "caption": clip.caption.text,
-            "emotion": clip.emotion,
-        }
         tensors = {**cache.sound_arrays(clip), **cache.picture_arrays(clip, codec)}
-        clips.append(cache.CachedClip(tensors, texts))
+        clips.append(cache.CachedClip(tensors, cache.texts_of(clip)))
     torch.manual_seed(0)
     model = UniAVGen(UniAVGenConfig(**preset.model))
     how = joint.JointTraining(steps=STEPS, batch_size=2, bf16=False)

@@ -200,12 +200,7 @@ def _write_shard(
         clip = sample_clip(seed, index)
         if codec is None:
             arrays = sound_arrays(clip)
-            texts[str(index)] = {
-                "text": clip.text,
-                "reference_text": clip.reference_text,
-                "caption": clip.caption.text,
-                "emotion": clip.emotion,
-            }
+            texts[str(index)] = texts_of(clip)
         else:
             clip = replace(clip, identity=as_seen(clip.identity), motion=clip.motion.calmer(liveliness))
             rng = np.random.default_rng([seed, index, PHOTOGRAPHS])
@@ -263,6 +258,16 @@ def _read(path: Path) -> dict[str, CachedClip]:
             clip = clips.setdefault(index, CachedClip({}, texts.get(index, {})))
             clip.tensors[name] = file.get_tensor(key)
     return clips
+
+
+def texts_of(clip: SpeakingClip) -> dict[str, str]:
+    """The clip's words, as `CachedClip.texts` has them."""
+    return {
+        "text": clip.text,
+        "reference_text": clip.reference_text,
+        "caption": clip.caption.text,
+        "emotion": clip.emotion,
+    }
 
 
 def sound_arrays(clip: SpeakingClip) -> dict[str, torch.Tensor]:

@@ -40,15 +40,8 @@ def drawn_unseen(codec: PictureCodec, side: int, count: int = UNSEEN_CLIPS) -> l
     clips = []
     for index in range(count):
         clip = sample_clip(UNSEEN_SEED, index, lengths=(49,), sizes=((side, side),))
-        texts = {
-            "text": clip.text,
-            "reference_text": clip.reference_text,
-            "caption": clip.caption.text,
-            "emotion": clip.emotion,
-        }
-        clips.append(
-            cache.CachedClip({**cache.sound_arrays(clip), **cache.picture_arrays(clip, codec)}, texts)
-        )
+        tensors = {**cache.sound_arrays(clip), **cache.picture_arrays(clip, codec)}
+        clips.append(cache.CachedClip(tensors, cache.texts_of(clip)))
     return clips
 
 
